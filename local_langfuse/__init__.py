@@ -1,0 +1,69 @@
+"""A local stand-in for the part of Langfuse's public API that SDK 5 uses, on SQLite.
+
+It is not Langfuse: no accounts, no teams, no web application. It is for one person on
+one machine, who wants to see a first trace before there is an account or a key.
+
+`python -m local_langfuse` serves it until Ctrl-C; `start()` serves it from a thread of
+the program that calls it.
+"""
+
+import http.client
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+HOST = "127.0.0.1"  # loopback only: the keys below are no secret
+DEFAULT_PORT = 4747
+PUBLIC_KEY = "pk-lf-local"
+SECRET_KEY = "sk-lf-local"  # noqa: S105  printed at every start, and worthless elsewhere
+PROJECT = "local"
+TOP = Path(__file__).resolve().parent.parent
+MARKER = "local_langfuse"  # the field of the health answer that tells us from other programs
+
+
+class CannotStart(RuntimeError):  # noqa: N818  reads as what happened: except CannotStart
+    """Why the local instance does not start, and what to do: one line."""
+
+
+@dataclass(frozen=True)
+class LocalLangfuse:
+    """A running local instance."""
+
+    base_url: str  # where to send
+    stop: Callable[[], None]  # ends it; a program that ends need not call it
+    stored: int  # observations in the file at the start
+
+
+def default_db() -> Path:
+    """Return the file to use: LOCAL_LANGFUSE_DB, seen from the top folder of these examples."""
+    return TOP / (os.environ.get("LOCAL_LANGFUSE_DB") or ".local_langfuse/langfuse.db")
+
+
+def start(db: Path, port: int = 0) -> LocalLangfuse:
+    """Serve the SQLite file `db` from a daemon thread of this process.
+
+    Port 0 takes a free one. On return the port is known and requests are answered.
+    Raises `CannotStart` for a port that is taken and for a file that cannot be used.
+
+    Nothing has to be stopped at the end of a program: what was answered is stored, and
+    the thread answers until Python is gone, so also the SDK's last flush.
+    """
+    # Imported here so that `import local_langfuse` costs nothing where it is not used.
+    from local_langfuse.server import serve  # noqa: PLC0415
+
+    return serve(db, port)
+
+
+def is_running(port: int = DEFAULT_PORT) -> bool:
+    """Tell whether a local instance (and no other program) answers on this port."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=0.3)
+    try:
+        connection.request("GET", "/api/public/health")
+        health = json.loads(connection.getresponse().read(1000))
+    except (OSError, OverflowError, ValueError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+    return isinstance(health, dict) and MARKER in health

@@ -1,0 +1,58 @@
+"""Serve the local instance until Ctrl-C: `python -m local_langfuse [--port 4747] [--db FILE]`."""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from local_langfuse import DEFAULT_PORT, PUBLIC_KEY, SECRET_KEY, CannotStart, default_db, start
+
+ABOUT = "This is not Langfuse: it is a local stand-in, for one person on one machine."
+
+
+def main() -> int:
+    """Serve until Ctrl-C or SIGTERM; 2 and one line on stderr if that is not possible."""
+    options = argparse.ArgumentParser(prog="python -m local_langfuse", description=ABOUT)
+    port = os.environ.get("LOCAL_LANGFUSE_PORT") or DEFAULT_PORT
+    options.add_argument("--port", default=port, help="where to listen (default: %(default)s)")
+    db = default_db()
+    options.add_argument("--db", type=Path, default=db, help="the file (default: %(default)s)")
+    given = options.parse_args()
+    try:
+        return _serve(_port(str(given.port)), given.db)
+    except CannotStart as error:
+        sys.stderr.write(f"local_langfuse: {error}\n")
+        return 2
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535):
+        raise CannotStart(
+            f"port {text!r} is not a number from 0 (a free one) to 65535: "
+            "correct --port or LOCAL_LANGFUSE_PORT"
+        )
+    return int(text)
+
+
+def _serve(port: int, db: Path) -> int:
+    asked_to_end = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked_to_end.set())
+    running = start(db, port)
+    sys.stdout.write(
+        f"{ABOUT}\n"
+        f"Listening on {running.base_url}   (Ctrl-C ends it)\n"
+        f"Keys: {PUBLIC_KEY} and {SECRET_KEY}\n"
+        f"Data: {db}, {running.stored} observations\n"
+    )
+    sys.stdout.flush()
+    while not asked_to_end.wait(0.5):  # Windows does not interrupt a wait without end
+        pass
+    running.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

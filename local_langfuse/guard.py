@@ -1,0 +1,113 @@
+"""What every request must pass before it reaches a route: who asks, and how much is sent."""
+
+import base64
+import hmac
+import json
+import re
+import zlib
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from local_langfuse import HOST, PUBLIC_KEY, SECRET_KEY
+from local_langfuse.wire import Refused, parse
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+HEALTH = "/api/public/health"
+
+
+class Json(Response):
+    """A JSON answer. Everything in it was checked on its way in."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return the bytes of the answer."""
+        return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+
+
+class Guard:
+    """Lets through who may ask: this machine, not another site's page; for the API, our keys."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that may not pass; hand on the others."""
+        refusal = self._refusal(Headers(scope=scope), scope["path"])
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, headers: Headers, path: str) -> Response | None:
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not LOOPBACK.fullmatch(hosts[0]):
+            # A foreign name that leads here is how a web page gets around the check below.
+            return Json({"message": f"Ask {HOST} or localhost by that name."}, 421)
+        if any(origin != f"http://{hosts[0]}" for origin in headers.getlist("origin")):
+            return Json({"message": "Web pages of other origins may not ask this server."}, 403)
+        if path.startswith("/api/") and path != HEALTH:
+            return _unauthorized(headers.get("authorization"))
+        return None
+
+
+def _unauthorized(authorization: str | None) -> Response | None:
+    if authorization is None:
+        return Json({"message": "No authorization header"}, 401)
+    expected = base64.b64encode(f"{PUBLIC_KEY}:{SECRET_KEY}".encode())
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() == "basic" and hmac.compare_digest(given.strip().encode(), expected):
+        return None
+    message = f"Invalid credentials. The local stand-in's keys are {PUBLIC_KEY} and {SECRET_KEY}."
+    return Json({"message": message}, 401)
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the body of a request, unpacked; `Refused` with 413 if it is too large."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > 2 * MAX_BODY_BYTES:
+            break
+        # What is too large is still read for a while: a client that is busy sending does
+        # not see the answer. It is not kept.
+        if size <= MAX_BODY_BYTES:
+            chunks.append(chunk)
+    if size > MAX_BODY_BYTES:
+        raise _too_large()
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    return b"".join(chunks) if encoding == "identity" else _unpacked(b"".join(chunks), encoding)
+
+
+def _unpacked(packed: bytes, encoding: str) -> bytes:
+    if encoding not in ("gzip", "deflate"):
+        raise Refused("Content-Encoding must be gzip, deflate or identity", 415)
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32)  # + 32: either of the two headers
+    try:
+        # Unpacks one byte more than allowed at most, whatever the body claims to contain.
+        unpacked = unpacker.decompress(packed, MAX_BODY_BYTES + 1)
+    except zlib.error as error:
+        raise Refused(f"the body is not valid {encoding}: {error}") from None
+    if len(unpacked) > MAX_BODY_BYTES:
+        raise _too_large()
+    if not unpacker.eof or unpacker.unused_data:
+        raise Refused(f"the body is not valid {encoding}: cut off, or something follows it")
+    return unpacked
+
+
+def _too_large() -> Refused:
+    return Refused(f"the body is larger than {MAX_BODY_BYTES // 1024**2} MiB", 413)
+
+
+async def read_json(request: Request) -> Any:
+    """Return the JSON value of a request's body."""
+    if media_type(request) not in ("application/json", ""):
+        raise Refused("Content-Type must be application/json", 415)
+    return parse(await read_body(request))
+
+
+def media_type(request: Request) -> str:
+    """Return what the body of a request says it is."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()

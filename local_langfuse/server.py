@@ -1,0 +1,261 @@
+"""The routes, and the thread that serves them.
+
+Requests are handled on the event loop alone, SQLite included. The SDK's last flush comes
+while Python shuts down, when no thread can be started any more, so nothing here may hand
+work to one: no plain `def` endpoints, no thread pool, no name look-ups.
+"""
+
+import asyncio
+import os
+import socket
+import sqlite3
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from local_langfuse import HOST, MARKER, PROJECT, CannotStart, LocalLangfuse, models, page, read
+from local_langfuse.guard import HEALTH, Guard, Json, media_type, read_body, read_json
+from local_langfuse.otlp import read_spans
+from local_langfuse.scores import score_row
+from local_langfuse.store import Row, Store
+from local_langfuse.wire import Query, Refused
+
+VERSION = "4.59.0"  # the oldest Langfuse that SDK 5 works with
+WHAT = "the local stand-in for Langfuse, for one person on one machine"
+THE_PROJECT = {
+    "id": PROJECT,  # the SDK builds links from it
+    "name": "local_langfuse",
+    "organization": {"id": "local", "name": "This machine"},
+    "metadata": {"about": WHAT},
+}
+NOT_HERE = (
+    f"This is {WHAT}. It does not have {{}} yet: it has health, projects, otel/v1/traces, "
+    "scores, v3/scores, v2/observations and models. For the rest, set the keys of a real Langfuse."
+)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Api:
+    """The endpoints. Each reads its request, asks the store, and answers JSON."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def routes(self) -> list[Route]:
+        """Return the table of contents."""
+        api = "/api/public"
+        model = f"{api}/models/{{model_id}}"
+        return [
+            Route(HEALTH, _fixed({"status": "OK", "version": VERSION, MARKER: WHAT})),
+            Route(f"{api}/projects", _fixed({"data": [THE_PROJECT]})),
+            Route(f"{api}/otel/v1/traces", self.add_spans, methods=["POST"]),
+            Route(f"{api}/v2/observations", self._read(read.observations)),
+            Route(f"{api}/scores", self.add_scores, methods=["POST"]),
+            Route(f"{api}/v3/scores", self._read(read.scores)),
+            Route(f"{api}/models", self._read(models.page_of_models)),
+            Route(f"{api}/models", self.add_model, methods=["POST"]),
+            Route(model, self.model),
+            Route(model, self.delete_model, methods=["DELETE"]),
+            Route("/", self.traces_page),
+            Route(f"/project/{PROJECT}/traces/{{trace_id}}", self.trace_page),
+        ]
+
+    def _read(self, read: Callable[[Store, Query], Row]) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            return Json(read(self._store, Query(request.query_params)))
+
+        return endpoint
+
+    async def add_spans(self, request: Request) -> Response:
+        """Store a batch of spans, then answer."""
+        kind = media_type(request)
+        if kind not in ("application/x-protobuf", "application/json"):
+            raise Refused("Content-Type must be application/x-protobuf or application/json", 415)
+        body, tariffs = await read_body(request), models.Tariffs(self._store)
+        rows, reasons = read_spans(body, tariffs, is_json=kind == "application/json")
+        self._store.put_observations(rows)
+        if not reasons:
+            return Json({})
+        reason = "; ".join(dict.fromkeys(reasons))[:1000]
+        return Json({"partialSuccess": {"rejectedSpans": len(reasons), "errorMessage": reason}})
+
+    async def add_scores(self, request: Request) -> Response:
+        """Store one score or a list; of a list, the good ones."""
+        body = await read_json(request)
+        if not isinstance(body, list):
+            row = score_row(body)
+            self._store.put_scores([row])
+            return Json({"id": row["id"]})
+        rows, errors = _sorted_out(body)
+        self._store.put_scores(rows)
+        if not errors:
+            return Json({"message": "Accepted"}, 202)
+        return Json({"accepted": len(rows), "rejected": len(errors), "errors": errors}, 207)
+
+    async def add_model(self, request: Request) -> Response:
+        """Store a model with its price; it holds for observations that arrive from now on."""
+        return Json(models.add_model(self._store, await read_json(request)))
+
+    async def model(self, request: Request) -> Response:
+        """Answer one model."""
+        return Json(models.one_model(self._store, request.path_params["model_id"]))
+
+    async def delete_model(self, request: Request) -> Response:
+        """Remove a model that was added."""
+        if not self._store.delete_model(request.path_params["model_id"]):
+            raise Refused("no model with this id was added here", 404)
+        return Response(status_code=204)
+
+    async def traces_page(self, _: Request) -> Response:
+        """Show the newest traces."""
+        return _html(page.newest(self._store))
+
+    async def trace_page(self, request: Request) -> Response:
+        """Show one trace."""
+        trace_id = request.path_params["trace_id"]
+        shown = page.trace(self._store, trace_id)
+        return _html(shown or page.missing(trace_id), 200 if shown else 404)
+
+
+def _fixed(content: Row) -> Endpoint:
+    async def endpoint(_: Request) -> Response:
+        return Json(content)
+
+    return endpoint
+
+
+def _sorted_out(items: list[Any]) -> tuple[list[Row], list[Row]]:
+    rows, errors = [], []
+    for index, item in enumerate(items):
+        try:
+            rows.append(score_row(item))
+        except Refused as error:
+            errors.append({"message": str(error), "index": index})
+    return rows, errors
+
+
+def _html(text: str, status: int = 200) -> Response:
+    policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+    headers = {"content-security-policy": f"{policy}; base-uri 'none'; form-action 'none'"}
+    return HTMLResponse(text, status, headers)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    return Json({"message": str(error), "error": str(error)}, getattr(error, "status", 400))
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 400
+    asked = f"{request.method} {request.url.path}"
+    message = NOT_HERE.format(asked) if status == 404 else "Method not allowed"
+    allowed = error.headers if isinstance(error, HTTPException) else None
+    return Json({"message": message}, status, allowed)
+
+
+async def _database_failed(_: Request, error: Exception) -> Response:
+    # Busy for seconds, or the disk is full: nothing of the request was stored.
+    return Json({"message": f"The database did not answer: {error}. Nothing was stored."}, 503)
+
+
+Handler = Callable[[Request, Exception], Awaitable[Response]]
+
+
+def application(store: Store) -> Starlette:
+    """Return the ASGI application on top of a store."""
+    handlers: dict[Any, Handler] = {
+        Refused: _refused,
+        HTTPException: _no_route,
+        sqlite3.OperationalError: _database_failed,
+    }
+    app = Starlette(
+        routes=Api(store).routes(), middleware=[Middleware(Guard)], exception_handlers=handlers
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Server(uvicorn.Server):
+    """uvicorn in a thread, telling when it answers."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to answer, and say so."""
+        await super().startup(sockets=sockets)
+        self.ready.set()
+
+
+def serve(db: Path, port: int) -> LocalLangfuse:
+    """Serve the file in a daemon thread; see `local_langfuse.start`."""
+    listening = _listen(port)
+    try:
+        store = Store(db)
+    except CannotStart:
+        listening.close()
+        raise
+    server = _Server(
+        uvicorn.Config(
+            application(store),
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,  # the program around it owns the logging
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
+
+    def run() -> None:
+        try:
+            asyncio.run(server.serve(sockets=[listening]))
+        finally:
+            server.ready.set()  # also where it failed: nobody shall wait for ever
+
+    (stored,) = store.rows("SELECT count(*) FROM observations")[0]
+    # A daemon: it must outlive the main thread's last line, and must not hold Python up.
+    thread = threading.Thread(target=run, name="local_langfuse", daemon=True)
+    thread.start()
+    server.ready.wait()
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+        store.close()
+
+    url = f"http://{HOST}:{listening.getsockname()[1]}"
+    return LocalLangfuse(url, stop, stored)
+
+
+def _listen(port: int) -> socket.socket:
+    # With its protocol named, asyncio switches off the delay of small packets, which would
+    # cost every answer 40 ms.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":  # elsewhere this would allow two servers on one port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((HOST, port))
+        listening.listen()
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise CannotStart(
+            f"cannot listen on {HOST}:{port} ({error}): stop what listens there, or choose "
+            "another port with --port or LOCAL_LANGFUSE_PORT"
+        ) from None
+    return listening

@@ -1,0 +1,191 @@
+"""The SQLite file: its schema, and every write to it.
+
+Times are whole microseconds since 1970, costs USD. An unknown cost is NULL, which sums
+and percentiles leave out. Texts that Langfuse answers as "" where they are absent are ""
+here too. Structured values are JSON texts, for SQLite's JSON functions.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from local_langfuse import CannotStart
+from local_langfuse.wire import now_us
+
+Row = dict[str, Any]
+BUSY_SECONDS = 5
+APPLICATION_ID = 0x1F11A  # in the file's header: tells our files from other programs'
+
+# Each entry leads from the schema version of its index to the next. Never edit one that
+# was released; append.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE observations (
+            trace_id TEXT NOT NULL, id TEXT NOT NULL, parent_id TEXT, is_root INTEGER NOT NULL,
+            type TEXT NOT NULL, name TEXT NOT NULL, trace_name TEXT,
+            start_us INTEGER NOT NULL, end_us INTEGER, completion_start_us INTEGER,
+            level TEXT NOT NULL, status_message TEXT NOT NULL, version TEXT NOT NULL,
+            environment TEXT NOT NULL, release TEXT NOT NULL,
+            user_id TEXT NOT NULL, session_id TEXT NOT NULL, tags TEXT NOT NULL,
+            metadata TEXT NOT NULL, input TEXT, output TEXT,
+            model TEXT NOT NULL, model_id TEXT NOT NULL, model_parameters TEXT NOT NULL,
+            usage_details TEXT NOT NULL, cost_details TEXT NOT NULL,
+            input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+            total_tokens INTEGER NOT NULL,
+            input_cost REAL, output_cost REAL, total_cost REAL,
+            prompt_name TEXT NOT NULL, prompt_version INTEGER,
+            experiment TEXT, experiment_id TEXT,
+            created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL,
+            start_ms INTEGER AS (start_us / 1000) STORED,
+            latency_ms INTEGER AS (end_us / 1000 - start_us / 1000) STORED,
+            first_token_ms INTEGER AS (completion_start_us / 1000 - start_us / 1000) STORED,
+            UNIQUE (trace_id, id))""",
+        "CREATE INDEX observations_by_time ON observations (start_ms, trace_id, id)",
+        "CREATE INDEX observations_by_trace ON observations (trace_id, start_ms, id)",
+        "CREATE INDEX observations_by_name ON observations (name, start_ms, trace_id, id)",
+        "CREATE INDEX observations_by_user ON observations (user_id, start_ms, trace_id, id)",
+        "CREATE INDEX observations_by_session ON observations (session_id, start_ms, trace_id, id)",
+        "CREATE INDEX observations_by_experiment ON observations (experiment_id)",
+        """CREATE TABLE scores (
+            id TEXT PRIMARY KEY, name TEXT NOT NULL, data_type TEXT NOT NULL,
+            value REAL, string_value TEXT,
+            trace_id TEXT, observation_id TEXT, session_id TEXT, experiment_id TEXT,
+            comment TEXT, metadata TEXT, environment TEXT NOT NULL, source TEXT NOT NULL,
+            config_id TEXT, queue_id TEXT, timestamp_us INTEGER NOT NULL,
+            created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL,
+            timestamp_ms INTEGER AS (timestamp_us / 1000) STORED)""",
+        "CREATE INDEX scores_by_time ON scores (timestamp_ms, id)",
+        "CREATE INDEX scores_by_trace ON scores (trace_id, timestamp_ms, id)",
+        "CREATE INDEX scores_by_name ON scores (name, timestamp_ms, id)",
+        """CREATE TABLE models (
+            id TEXT PRIMARY KEY, name TEXT NOT NULL, match_pattern TEXT NOT NULL,
+            unit TEXT NOT NULL, prices TEXT NOT NULL, start_us INTEGER,
+            tokenizer_id TEXT, tokenizer_config TEXT NOT NULL, created_us INTEGER NOT NULL)""",
+    ),
+)
+
+
+class Store:
+    """One connection to the file. Several processes may each have their own at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file; `CannotStart` says why it cannot be used."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(
+                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise CannotStart(_unusable(path, error)) from error
+        try:
+            self._prepare(path)
+        except sqlite3.Error as error:
+            self.close()
+            raise CannotStart(_unusable(path, error)) from error
+        except CannotStart:
+            self.close()
+            raise
+
+    def _prepare(self, path: Path) -> None:
+        self._db.row_factory = sqlite3.Row
+        with self.writing():
+            self._migrate(path)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        # With WAL this survives the death of the process; only a power cut could cost
+        # the last answers, and never the file.
+        self._db.execute("PRAGMA synchronous = NORMAL")
+
+    def _migrate(self, path: Path) -> None:
+        version, tables, owner = self._db.execute(
+            "SELECT (SELECT user_version FROM pragma_user_version),"
+            " (SELECT count(*) FROM sqlite_schema),"
+            " (SELECT application_id FROM pragma_application_id)"
+        ).fetchone()
+        if tables and owner != APPLICATION_ID:
+            raise CannotStart(
+                f"{path} is another program's database: choose another file with --db or "
+                "LOCAL_LANGFUSE_DB"
+            )
+        if version > len(MIGRATIONS):
+            raise CannotStart(
+                f"{path} was written by a newer version of these examples (schema {version}, "
+                f"this one knows {len(MIGRATIONS)}): update them, or choose another file with "
+                "--db or LOCAL_LANGFUSE_DB"
+            )
+        for statement in (s for step in MIGRATIONS[version:] for s in step):
+            self._db.execute(statement)
+        # PRAGMA takes no bound parameters; both numbers are our own constants.
+        self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write all or nothing, one process at a time."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # a full disk has rolled back already
+                self._db.execute("ROLLBACK")
+            raise
+
+    def rows(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
+        """Return the rows of a query; every value from outside is a bound parameter."""
+        return self._db.execute(sql, values).fetchall()
+
+    def put_observations(self, observations: Iterable[Row]) -> None:
+        """Store observations; one that is there already (same trace, same id) is replaced."""
+        now = now_us()
+        stamped = [{**row, "created_us": now, "updated_us": now} for row in observations]
+        if stamped:
+            kept = {"trace_id", "id", "created_us"}
+            changed = ", ".join(f"{c} = excluded.{c}" for c in stamped[0] if c not in kept)
+            with self.writing():
+                self._insert(
+                    "observations", stamped, f"ON CONFLICT (trace_id, id) DO UPDATE SET {changed}"
+                )
+
+    def put_scores(self, scores: Iterable[Row]) -> None:
+        """Store scores; the same id updates what is given and keeps its first timestamp."""
+        now = now_us()
+        stamped = [{**row, "created_us": now, "updated_us": now} for row in scores]
+        if stamped:
+            kept = {"id", "created_us", "timestamp_us"}
+            optional = ("comment", "metadata", "config_id", "queue_id")
+            changed = [f"{c} = excluded.{c}" for c in stamped[0] if c not in {*kept, *optional}]
+            changed += [f"{c} = coalesce(excluded.{c}, {c})" for c in optional]
+            with self.writing():
+                self._insert(
+                    "scores", stamped, f"ON CONFLICT (id) DO UPDATE SET {', '.join(changed)}"
+                )
+
+    def put_model(self, model: Row) -> None:
+        """Store a model and its price."""
+        with self.writing():
+            self._insert("models", [model])
+
+    def delete_model(self, model_id: str) -> bool:
+        """Remove a model's price; tell whether there was one."""
+        with self.writing():
+            done = self._db.execute("DELETE FROM models WHERE id = ?", (model_id,))
+        return done.rowcount > 0
+
+    def _insert(self, table: str, rows: list[Row], on_conflict: str = "") -> None:
+        # Table and columns are names out of our own code: rows are built key by key.
+        columns = ", ".join(rows[0])
+        values = ", ".join(f":{column}" for column in rows[0])
+        self._db.executemany(
+            f"INSERT INTO {table} ({columns}) VALUES ({values}) {on_conflict}",  # noqa: S608
+            rows,
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+
+def _unusable(path: Path, error: Exception) -> str:
+    return f"cannot use {path} ({error}): choose another file with --db or LOCAL_LANGFUSE_DB"

@@ -1,0 +1,162 @@
+"""What crosses the wire: JSON, times, query parameters and cursors, and what is wrong with them."""
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from starlette.datastructures import QueryParams
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_DEPTH = 100  # SQLite's own JSON functions give up at 1,000 levels
+
+
+class Refused(ValueError):  # noqa: N818  an answer, not a failure of ours
+    """A request, or one item of a batch, that is not accepted, and why."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def parse(text: bytes | str, what: str = "the body") -> Any:
+    """Return the value of a JSON text; `Refused` if it is none. NaN and Infinity are none."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise Refused(f"{what} is nested too deeply") from None
+    except ValueError as error:
+        raise Refused(f"Invalid JSON in {what}: {error}") from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def check(value: Any, depth: int = 0) -> Any:
+    """Return a parsed value as it is; `Refused` if it could not be stored or sent back."""
+    if depth > MAX_DEPTH:
+        raise Refused(f"nested more than {MAX_DEPTH} levels deep")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused("a number is too large")
+    if isinstance(value, str):
+        check_text(value)
+    if isinstance(value, dict):
+        for key in value:
+            check_text(key)
+        value = {key: check(item, depth + 1) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [check(item, depth + 1) for item in value]
+    return value
+
+
+def check_text(text: str) -> None:
+    """Refuse half of a surrogate pair: it is no character, and UTF-8 has no bytes for it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Refused("a text contains half of a surrogate pair") from None
+
+
+def to_json(value: Any) -> str:
+    """Return the JSON text of a value, compact: equal values give equal texts."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def now_us() -> int:
+    """Return the time in microseconds since 1970."""
+    return (datetime.now(UTC) - EPOCH) // timedelta(microseconds=1)
+
+
+def microseconds(text: Any, what: str) -> int:
+    """Return an ISO 8601 time with an offset as microseconds since 1970."""
+    try:
+        time = datetime.fromisoformat(text)
+        us = (time.astimezone(UTC) - EPOCH) // timedelta(microseconds=1)
+    except (TypeError, ValueError, OverflowError):
+        time = datetime.max  # noqa: DTZ901  without an offset, so refused below
+    if time.tzinfo is None:
+        raise Refused(f"{what} must be a time with an offset, such as 2026-11-20T09:00:00Z")
+    return us
+
+
+def iso(us: int, timespec: str = "microseconds") -> str:
+    """Return microseconds since 1970 as a time: `iso(0, "seconds") -> "1970-01-01T00:00:00Z"`."""
+    time = EPOCH + timedelta(microseconds=us)
+    return time.isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+class Query:
+    """The query parameters of a request, each read as the type it should have."""
+
+    def __init__(self, params: QueryParams) -> None:
+        self._params = params
+        if any("\0" in text for pair in params.multi_items() for text in pair):
+            raise Refused("a query parameter contains a NUL character")
+
+    def text(self, name: str) -> str | None:
+        """Return the parameter, or None where it is absent."""
+        return self._params.get(name)
+
+    def texts(self, name: str) -> list[str] | None:
+        """Return every value of a parameter that may be repeated, or None."""
+        return self._params.getlist(name) or None
+
+    def words(self, name: str) -> list[str] | None:
+        """Return a comma-separated parameter as a list, or None."""
+        text = self._params.get(name)
+        return None if text is None else [word for word in text.split(",") if word]
+
+    def count(self, name: str, default: int, maximum: int) -> int:
+        """Return a whole number from 1 to `maximum`."""
+        text = self._params.get(name, str(default))
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= maximum):
+            raise Refused(f"{name} must be a whole number from 1 to {maximum}")
+        return int(text)
+
+    def number(self, name: str) -> float | None:
+        """Return a finite number, or None."""
+        text = self._params.get(name)
+        return None if text is None else finite(text, name)
+
+    def flag(self, name: str) -> bool | None:
+        """Return true or false, or None."""
+        text = self._params.get(name)
+        if text not in (None, "true", "false"):
+            raise Refused(f"{name} must be true or false")
+        return None if text is None else text == "true"
+
+
+def finite(value: Any, what: str) -> float:
+    """Return a number, or the text of one, as a float."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise Refused(f"{what} must be a number")
+    return number
+
+
+def cursor_of(position: Sequence[int | str]) -> str:
+    """Return the place where a page ended as an opaque text for the next request."""
+    return base64.urlsafe_b64encode(to_json(list(position)).encode()).decode()
+
+
+def position_of(cursor: str, kinds: tuple[type, ...]) -> list[int | str]:
+    """Return what `cursor_of` was given; `Refused` for anything it did not make."""
+    try:
+        position = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        fits = isinstance(position, list) and tuple(map(type, position)) == kinds
+        if fits and storable(check(position)):
+            return list(position)
+    except (ValueError, RecursionError):
+        pass
+    raise Refused("cursor must be the one of the page before")
+
+
+def storable(values: list[Any]) -> bool:
+    """Tell whether the whole numbers among the values fit SQLite's 64 bits."""
+    return all(-(2**63) <= value < 2**63 for value in values if isinstance(value, int))
