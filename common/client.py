@@ -1,0 +1,107 @@
+"""One Langfuse client for every script: `connect()` finds out where traces go, and says why."""
+
+import logging
+import os
+import sys
+from types import TracebackType
+
+import openai
+from langfuse import Langfuse
+
+import local_langfuse
+from common.console import fail, show_line
+from common.llm import model_label
+from common.readback import NotStoredError, count_spans, links_need_server
+from common.settings import (
+    TOP,
+    Destination,
+    choose_destination,
+    masked,
+    read_settings,
+)
+
+
+def connect() -> Langfuse:
+    """Return the Langfuse client for the settings found, and print where traces go.
+
+    Off with `LANGFUSE_TRACING_ENABLED=false`; to Langfuse with both keys; otherwise to
+    the local stand-in, started inside this process unless one is already running.
+    A setting that cannot work ends the program: one line on stderr, exit status 2.
+    """
+    sys.excepthook = _explain
+    try:
+        settings = read_settings()
+        destination = choose_destination(settings)
+        answers = model_label()
+        langfuse, where = _open(destination)
+    except (ValueError, local_langfuse.CannotStart) as error:
+        fail(str(error), 2)
+    show_line(f"{where}, because {destination.why}.")
+    show_line(f"Answers come from {answers}.")
+    if links_need_server():
+        show_line("Links open in a browser while `python -m local_langfuse` is running.")
+    return langfuse
+
+
+def tracing_is_on() -> bool:
+    """Return False when `LANGFUSE_TRACING_ENABLED=false` asks for silence."""
+    return choose_destination(read_settings()).mode != "disabled"
+
+
+def _open(destination: Destination) -> tuple[Langfuse, str]:
+    """Return the client, and in words where its traces go."""
+    settings = read_settings()
+    # With no key at all the SDK logs a warning at every call, also with tracing off.
+    public_key, secret_key, page_url = "pk-lf-off", "sk-lf-off", ""
+    where = "Tracing is off and nothing is stored"
+    if destination.mode == "langfuse":
+        public_key = settings["LANGFUSE_PUBLIC_KEY"].value
+        secret_key = settings["LANGFUSE_SECRET_KEY"].value
+        os.environ["LANGFUSE_BASE_URL"] = destination.base_url
+        where = f"Traces go to {destination.base_url} with {masked(public_key)}"
+    elif destination.mode == "local":
+        public_key, secret_key = local_langfuse.PUBLIC_KEY, local_langfuse.SECRET_KEY
+        os.environ["LANGFUSE_BASE_URL"], page_url, where = _local()
+    # The environment now says what is in force, to this client and to any other library.
+    os.environ |= {"LANGFUSE_PUBLIC_KEY": public_key, "LANGFUSE_SECRET_KEY": secret_key}
+    langfuse = Langfuse(
+        environment=settings["LANGFUSE_TRACING_ENVIRONMENT"].value,
+        release=settings["LANGFUSE_RELEASE"].value,
+    )
+    count_spans(page_url)
+    # A failed export is told once, by `read_trace`; the exporter would tell it three times.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+    # A failed model call is raised; the OpenAI wrapper would log it as well.
+    logging.getLogger("langfuse").addFilter(lambda r: not isinstance(r.msg, openai.OpenAIError))
+    return langfuse, where
+
+
+def _local() -> tuple[str, str, str]:
+    """Return the base URL of the local stand-in, where its links open, and a sentence."""
+    settings = read_settings()
+    port = int(settings["LOCAL_LANGFUSE_PORT"].value)
+    page_url = f"http://127.0.0.1:{port}"
+    # A proxy meant for the internet must not be asked for this machine.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
+    if local_langfuse.is_running(port):
+        return page_url, "", f"Traces go to the local Langfuse stand-in on {page_url}"
+    db = TOP / settings["LOCAL_LANGFUSE_DB"].value
+    server = local_langfuse.start(db)
+    shown = db.relative_to(TOP) if db.is_relative_to(TOP) else db
+    return server.base_url, page_url, f"Traces go to a local Langfuse stand-in, the file {shown}"
+
+
+def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say in one line what a service refused; show any other error in full."""
+    if isinstance(error, KeyboardInterrupt):
+        fail("Stopped.", 130)
+    if isinstance(error, NotStoredError):
+        fail(str(error), 1)
+    if isinstance(error, openai.APIConnectionError):
+        fail(f"The model cannot be reached: {error.__cause__}. Check OPENAI_BASE_URL.", 1)
+    if isinstance(error, openai.APIStatusError):
+        key = os.environ.get("OPENAI_API_KEY", "")
+        said = error.message.replace(key, masked(key)) if key else error.message
+        fail(f"{said} Check OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL.", 1)
+    sys.__excepthook__(kind, error, trace)

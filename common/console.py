@@ -1,0 +1,145 @@
+"""The one place that prints. Nothing a trace contains is read as markup."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from langfuse import Langfuse
+from langfuse.api import ObservationV2
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.readback import read_trace, sent_count, trace_link
+
+# Piped output has no width of its own: 120 columns keep a tree on one line a node.
+_out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_line(text: str, style: str = "") -> None:
+    """Print one line of text as it is."""
+    _out.print(Text(text, style=style), soft_wrap=True)
+
+
+def show_section(title: str) -> None:
+    """Print the heading of the next section."""
+    _out.print()
+    _out.print(Text(title, style="bold cyan"))
+
+
+def show_result(label: str, text: object) -> None:
+    """Print a short label and what belongs to it on one line."""
+    show_line(f"  {label:<17} {text}")
+
+
+def show_answer(question: str, answer: str) -> None:
+    """Print a question and, below it, its answer."""
+    show_line(f"  {question}", "bold")
+    show_line(f"    {answer}")
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under column headings; a column of numbers is best given as finished text."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    _out.print(table)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Print one line to stderr and end the program with this exit status."""
+    _err.print(Text(message, style="red"))
+    raise SystemExit(status)
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show a spinner with this text while the block runs; nothing when output is piped."""
+    if not _out.is_terminal:
+        yield
+        return
+    with _out.status(Text(text)):
+        yield
+
+
+def show_trace(langfuse: Langfuse, trace_id: str) -> None:
+    """Draw a stored trace as a tree, read back from where it was stored, and print its link.
+
+    Raises `NotStoredError` when it cannot be read back; uncaught, that ends the program
+    with one line on stderr and exit status 1.
+    """
+    if not sent_count(trace_id):
+        show_line("  No trace: tracing is off, or LANGFUSE_SAMPLE_RATE left it out.", "dim")
+        return
+    with waiting("Reading the trace back"):
+        stored = read_trace(langfuse, trace_id)
+    draw_tree(stored)
+    show_line(f"  {trace_link(langfuse, trace_id)}", "blue")
+
+
+def draw_tree(observations: Sequence[ObservationV2]) -> None:
+    """Draw observations of one trace as a tree, one row a node."""
+    nodes = list(_walk(observations))
+    show_line("")
+    head = ("observation", "type", "model", "ms", "first", "in", "out", "cost")
+    rows = [head, *(_cells(guide, node) for guide, node in nodes)]
+    used = [i for i in range(len(head)) if any(row[i] for row in rows[1:])]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    for row, node in zip(rows, (None, *(node for _, node in nodes)), strict=True):
+        cells = [row[i].ljust(widths[i]) if i < 3 else row[i].rjust(widths[i]) for i in used]
+        style = _LEVEL_STYLES.get(node.level or "", "") if node else "dim"
+        show_line("  " + "  ".join(cells).rstrip(), style)
+        if node and node.status_message:
+            guide = row[0].removesuffix(node.name or "")
+            show_line(f"  {' ' * len(guide)}{node.level}: {node.status_message}", style)
+
+
+_LEVEL_STYLES = {"ERROR": "red", "WARNING": "yellow", "DEBUG": "dim"}
+
+
+def _walk(observations: Sequence[ObservationV2]) -> Iterator[tuple[str, ObservationV2]]:
+    known = {node.id for node in observations}
+    children: dict[str, list[ObservationV2]] = {}  # by parent, "" for the roots
+    for node in observations:
+        # The parent of a root may be an id that was only made to carry the trace id.
+        parent = node.parent_observation_id
+        children.setdefault(parent if parent in known and parent else "", []).append(node)
+
+    def below(parent: str, guide: str) -> Iterator[tuple[str, ObservationV2]]:
+        siblings = children.get(parent, [])
+        for node in siblings:
+            last = node is siblings[-1]
+            yield (guide + ("└─ " if last else "├─ ") if parent else ""), node
+            yield from below(node.id, guide + ("   " if last else "│  ") if parent else "")
+
+    return below("", "")
+
+
+def _cells(guide: str, node: ObservationV2) -> tuple[str, ...]:
+    usage = node.usage_details or {}
+    tokens = [sum(n for key, n in usage.items() if side in key) for side in ("input", "output")]
+    return (
+        guide + (node.name or "(no name)"),
+        node.type.lower(),
+        node.model or "",
+        _milliseconds(node.latency or 0),
+        _milliseconds(node.time_to_first_token) if node.time_to_first_token else "",
+        *(f"{count:,}" if any(tokens) else "" for count in tokens),
+        cost_text(node),
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:,.0f}"
+
+
+def cost_text(node: ObservationV2) -> str:
+    """Return the stored cost in USD; `unknown` for a model without a price, which is not $0."""
+    if not node.model:
+        return ""
+    total = (node.cost_details or {}).get("total")
+    return "unknown" if total is None else f"${total:.6f}"

@@ -1,0 +1,196 @@
+"""The settings: where each value came from, and what is wrong with it if it is wrong.
+
+Nothing here opens a connection or prints. A mistake is a `SettingsError` of one line
+that names the variable and the fix.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from dotenv import load_dotenv
+
+TOP = Path(__file__).resolve().parents[1]
+
+# Every variable the scripts read, with its default; `.env.example` explains each.
+DEFAULTS = {
+    "LANGFUSE_PUBLIC_KEY": "",
+    "LANGFUSE_SECRET_KEY": "",
+    "LANGFUSE_BASE_URL": "https://cloud.langfuse.com",
+    "LANGFUSE_HOST": "",
+    "LANGFUSE_TRACING_ENABLED": "true",
+    "LANGFUSE_TRACING_ENVIRONMENT": "development",
+    "LANGFUSE_RELEASE": "lessons",
+    "LANGFUSE_SAMPLE_RATE": "1.0",
+    "LANGFUSE_FLUSH_AT": "512",
+    "LANGFUSE_FLUSH_INTERVAL": "5",
+    "LANGFUSE_TIMEOUT": "5",
+    "LOCAL_LANGFUSE_PORT": "4747",
+    "LOCAL_LANGFUSE_DB": ".local_langfuse/langfuse.db",
+    "OPENAI_API_KEY": "",
+    "OPENAI_BASE_URL": "",
+    "OPENAI_MODEL": "gpt-4o-mini",
+}
+
+
+class SettingsError(ValueError):
+    """A setting cannot be used; the message names the variable and the fix."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One variable: its value, and whether that came from the environment, `.env` or a default."""
+
+    name: str
+    value: str
+    source: str
+
+    @property
+    def shown(self) -> str:
+        """The value as it may be printed: of a key, only enough to recognise it."""
+        return masked(self.value) if self.name.endswith("_KEY") else self.value
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where traces go. `why` says in a few words what decided it."""
+
+    mode: Literal["disabled", "langfuse", "local"]
+    why: str
+    base_url: str = ""
+
+
+def masked(key: str) -> str:
+    """`masked("pk-lf-0c8ae1d2-1234") -> "pk-lf-…1234"`; a short key shows nothing of itself."""
+    prefix = re.match(r"(pk-lf-|sk-lf-|sk-)?", key)
+    shown = prefix.group() if prefix else ""
+    if len(key) - len(shown) < 12:
+        return f"{shown}…" if key else ""
+    return f"{shown}…{key[-4:]}"
+
+
+@cache
+def read_settings(env_file: Path = TOP / ".env") -> Mapping[str, Setting]:
+    """Load `.env` into the environment and return every setting with its source.
+
+    A variable that is already set wins over `.env`; an empty one counts as not set.
+    """
+    already = {name for name in DEFAULTS if os.environ.get(name, "").strip()}
+    for name in DEFAULTS.keys() - already:
+        os.environ.pop(name, None)  # the SDK would read an empty rate as a number
+    load_dotenv(env_file)
+    settings = {}
+    for name, default in DEFAULTS.items():
+        value = os.environ.get(name, "")
+        if not value.strip():
+            os.environ.pop(name, None)
+            settings[name] = Setting(name, default, "default")
+        else:
+            settings[name] = Setting(name, value, "environment" if name in already else ".env")
+    return settings
+
+
+def choose_destination(settings: Mapping[str, Setting]) -> Destination:
+    """Decide where traces go, or raise `SettingsError` for a mistake in the settings."""
+    value = {name: setting.value for name, setting in settings.items()}
+    for name, (convert, wanted) in _FORMS.items():
+        if not _has_form(convert, value[name]):
+            raise SettingsError(f"{name} is {_quoted(value[name])}: set it to {wanted}.")
+    if value["LANGFUSE_TRACING_ENABLED"].lower() == "false":
+        return Destination("disabled", "LANGFUSE_TRACING_ENABLED is false")
+    for name in DEFAULTS:
+        _refuse_stray_characters(name, value[name])
+    public, secret = value["LANGFUSE_PUBLIC_KEY"], value["LANGFUSE_SECRET_KEY"]
+    if not public and not secret:
+        return Destination("local", "no Langfuse keys are set")
+    _check_keys(public, secret)
+    base_url, why = _langfuse_url(settings)
+    return Destination("langfuse", why, base_url)
+
+
+def _refuse_stray_characters(name: str, value: str) -> None:
+    if any(quote in value for quote in "\"'`"):
+        raise SettingsError(f"{name} has quotes in its value: remove them.")
+    if re.search(r"\s", value) and name not in ("LOCAL_LANGFUSE_DB", "LANGFUSE_RELEASE"):
+        raise SettingsError(f"{name} has a space or line break in its value: remove it.")
+
+
+def _quoted(value: str) -> str:
+    # A key pasted into the wrong variable must not end up on the screen.
+    return masked(value) if re.match(r"(pk|sk)-", value) or "@" in value else repr(value)
+
+
+def _has_form(convert: Callable[[str], bool], value: str) -> bool:
+    try:
+        return convert(value)
+    except ValueError:
+        return False
+
+
+# What the SDK would otherwise answer with a traceback, or take for something else.
+_FORMS: dict[str, tuple[Callable[[str], bool], str]] = {
+    "LANGFUSE_TRACING_ENABLED": (lambda v: v.lower() in ("true", "false"), "true or false"),
+    "LANGFUSE_TRACING_ENVIRONMENT": (
+        lambda v: bool(re.fullmatch(r"(?!langfuse)[a-z0-9_-]{1,40}", v)),
+        "at most 40 lower-case letters, digits, - and _, not beginning with langfuse",
+    ),
+    "LANGFUSE_SAMPLE_RATE": (lambda v: 0 <= float(v) <= 1, "a number from 0 to 1"),
+    "LANGFUSE_FLUSH_AT": (lambda v: int(v) > 0, "a whole number above 0"),
+    "LANGFUSE_FLUSH_INTERVAL": (lambda v: 0 < float(v) < 1e6, "a number of seconds above 0"),
+    "LANGFUSE_TIMEOUT": (lambda v: int(v) > 0, "a whole number of seconds above 0"),
+    "LOCAL_LANGFUSE_PORT": (lambda v: 0 < int(v) < 65536, "a port from 1 to 65535"),
+}
+
+
+def _check_keys(public: str, secret: str) -> None:
+    if not public or not secret:
+        missing = "LANGFUSE_SECRET_KEY" if public else "LANGFUSE_PUBLIC_KEY"
+        other = "LANGFUSE_PUBLIC_KEY" if public else "LANGFUSE_SECRET_KEY"
+        raise SettingsError(f"{missing} is missing: set it, or unset {other} to stay local.")
+    if public.startswith("sk-lf-") and secret.startswith("pk-lf-"):
+        raise SettingsError(
+            "LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY are swapped: exchange their values."
+        )
+    if public.startswith("sk-"):
+        raise SettingsError("LANGFUSE_PUBLIC_KEY holds a secret key: put the pk-lf-… key there.")
+    if secret.startswith("pk-"):
+        raise SettingsError("LANGFUSE_SECRET_KEY holds a public key: put the sk-lf-… key there.")
+
+
+def _langfuse_url(settings: Mapping[str, Setting]) -> tuple[str, str]:
+    """Return Langfuse's base URL, and which variable it came from in words."""
+    base, host = settings["LANGFUSE_BASE_URL"], settings["LANGFUSE_HOST"]
+    check_url(base)
+    if not host.value:
+        return base.value.rstrip("/"), "both keys are set"
+    check_url(host)
+    if base.source != "default" and base.value.rstrip("/") != host.value.rstrip("/"):
+        raise SettingsError(
+            f"LANGFUSE_HOST ({host.value}) and LANGFUSE_BASE_URL ({base.value}) differ: "
+            "remove LANGFUSE_HOST, the older name."
+        )
+    return host.value.rstrip("/"), "both keys are set; LANGFUSE_HOST is now LANGFUSE_BASE_URL"
+
+
+def check_url(setting: Setting) -> None:
+    """Raise `SettingsError` unless the value is the http(s) address of a server."""
+    try:
+        url = urlsplit(setting.value)
+        usable = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:  # a port that is no number, an open bracket
+        usable = False
+    if not usable:
+        raise SettingsError(
+            f"{setting.name} is {_quoted(setting.value)}: write the whole address, "
+            "such as https://cloud.langfuse.com or http://localhost:3000."
+        )
+    if url.username or url.query or url.fragment or re.search("/(project|api)/", url.path):
+        raise SettingsError(
+            f"{setting.name} is more than an address: keep only {url.scheme}://{url.hostname}"
+            f"{f':{url.port}' if url.port else ''}."
+        )

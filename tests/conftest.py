@@ -1,0 +1,182 @@
+"""Run what a reader runs: each script as a process of its own, with its own database."""
+
+import gzip
+import hashlib
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+TOP = Path(__file__).resolve().parents[1]
+LESSONS = sorted(path.name for path in TOP.glob("[0-9][0-9]_*.py"))
+KEYS = ("pk-lf-local", "sk-lf-local")
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiktoken's vocabularies, so that no test fetches them."""
+    folder = tmp_path_factory.mktemp("tiktoken")
+    spec = find_spec("bpe_openai")  # found, not imported: it would load its own copies
+    assert spec is not None
+    assert spec.origin is not None
+    data = Path(spec.origin).parent / "data"
+    for name in ("o200k_base", "cl100k_base"):
+        url = f"https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
+        packed = (data / f"{name}.tiktoken.gz").read_bytes()
+        cached = folder / hashlib.sha1(url.encode()).hexdigest()
+        cached.write_bytes(gzip.decompress(packed))
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Desk:
+    """A reader's desk: an empty environment, a database of its own, and a shell."""
+
+    folder: Path
+    vocabulary: Path
+    port: int = field(default_factory=free_port)
+
+    @property
+    def db(self) -> Path:
+        return self.folder / "langfuse.db"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "PYTHON_DOTENV_DISABLED": "1",
+            "TIKTOKEN_CACHE_DIR": str(self.vocabulary),
+            "LOCAL_LANGFUSE_DB": str(self.db),
+            "LOCAL_LANGFUSE_PORT": str(self.port),
+            **more,
+        }
+
+    def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run `python COMMAND` in the project's folder and return what it printed."""
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=TOP,
+            env=self.environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def start_server(self, *options: str) -> subprocess.Popen[str]:
+        """Start `python -m local_langfuse` and return when it answers."""
+        server = subprocess.Popen(
+            [sys.executable, "-m", "local_langfuse", *options],
+            cwd=TOP,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert server.stdout is not None
+        said = ""
+        while f":{self.port}" not in said:  # it says where it listens once it does
+            line = server.stdout.readline()
+            assert line, f"the server ended with {server.wait()}: {said}"
+            said += line
+        return server
+
+
+@pytest.fixture
+def desk(tmp_path: Path, vocabulary: Path) -> Desk:
+    return Desk(tmp_path, vocabulary)
+
+
+@pytest.fixture
+def serve(desk: Desk) -> Iterator[Callable[..., httpx.Client]]:
+    """Serve the desk's database on its port; the answer is a client with the keys."""
+    started: list[Any] = []
+
+    def start() -> httpx.Client:
+        server = desk.start_server()
+        client = httpx.Client(
+            base_url=f"http://127.0.0.1:{desk.port}", auth=KEYS, timeout=10, trust_env=False
+        )
+        started.extend((client, server))
+        return client
+
+    yield start
+    for client, server in zip(started[::2], started[1::2], strict=True):
+        client.close()
+        server.terminate()
+        server.communicate(timeout=10)
+
+
+Tree = tuple[str, str, tuple[Any, ...]]  # name, type, children
+
+
+def nest(rows: list[tuple[int, str, str]]) -> list[Tree]:
+    """Turn rows of depth, name and type into trees."""
+    trees: list[Tree] = []
+    while rows:
+        depth, name, kind = rows[0]
+        end = next((i for i, row in enumerate(rows) if i and row[0] <= depth), len(rows))
+        trees.append((name, kind, tuple(nest(rows[1:end]))))
+        rows = rows[end:]
+    return trees
+
+
+def promised_trees(source: str) -> list[Tree]:
+    """Read the trees that a lesson's docstring promises."""
+    docstring = source.split('"""')[1]
+    block = re.split(r"ha(?:s|ve) th(?:is|ese) shapes?.*?:\n", docstring, flags=re.DOTALL)[1]
+    rows = re.findall(r"^    ( *)([a-z-]+) +([a-z]+)$", block, flags=re.MULTILINE)
+    times = 3 if "Three traces have this shape" in docstring else 1
+    return times * nest([(len(indent) // 2, name, kind) for indent, name, kind in rows])
+
+
+def drawn_trees(output: str) -> list[Tree]:
+    """Read the trees that a lesson drew in the terminal."""
+    row = re.compile(r"^  ((?:[│ ]  )*(?:[├└]─ )?)([a-z-]+) +([a-z]+)(?: |$)")
+    trees = []
+    for block in re.split(r"^  observation .*\n", output, flags=re.MULTILINE)[1:]:
+        body = block[: re.search(r"^  http", block, flags=re.MULTILINE).start()]  # type: ignore[union-attr]
+        rows = [found.groups() for line in body.splitlines() if (found := row.match(line))]
+        trees += nest([(len(guide) // 3, name, kind) for guide, name, kind in rows])
+    return trees
+
+
+def stored_observations(client: httpx.Client) -> list[dict[str, Any]]:
+    """Return every stored observation with all its fields, oldest first."""
+    fields = "core,basic,time,io,metadata,model,usage,prompt,metrics,trace_context"
+    query: dict[str, str | int] = {"fields": fields, "limit": 1000}
+    answer = client.get("/api/public/v2/observations", params=query)
+    answer.raise_for_status()
+    assert not answer.json()["meta"].get("cursor"), "more than one page: read on"
+    rows: list[dict[str, Any]] = answer.json()["data"]
+    return sorted(rows, key=lambda row: (row["startTime"], not row["isRootObservation"]))
+
+
+def stored_trees(client: httpx.Client) -> list[Tree]:
+    """Return all stored traces as trees, oldest first."""
+    rows = stored_observations(client)
+    known = {row["id"] for row in rows}
+
+    def below(parent: str | None) -> tuple[Tree, ...]:
+        return tuple(
+            (row["name"], row["type"].lower(), below(row["id"]))
+            for row in rows
+            if (row["parentObservationId"] if row["parentObservationId"] in known else None)
+            == parent
+        )
+
+    return list(below(None))

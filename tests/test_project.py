@@ -1,0 +1,122 @@
+"""What the project says about itself is true: README, lessons, variables, calls."""
+
+import builtins
+import re
+import symtable
+from pathlib import Path
+
+import pytest
+from conftest import LESSONS, TOP, Desk
+
+SOURCES = [
+    path
+    for path in sorted(TOP.rglob("*.py"))
+    if not {".venv", "tests"} & set(path.relative_to(TOP).parts)
+]
+README = (TOP / "README.md").read_text()
+VARIABLE = re.compile(r"\b(?:LOCAL_LANGFUSE|LANGFUSE|OPENAI)_[A-Z_]+\b(?! =)")
+GONE = re.compile(
+    r"langfuse\.decorators|langfuse_context|langfuse\.callback|update_current_trace|"
+    r"start_as_current_(?:span|generation)|langfuse\.(?:trace|span|generation|score)\(|"
+    r"fetch_traces?|api\.(?:trace|sessions)\.|item\.run\(|dataset_run_|beta\.chat"
+)
+
+
+def variables(text: str) -> set[str]:
+    return set(VARIABLE.findall(text))
+
+
+def test_every_variable_is_in_the_example_and_no_other() -> None:
+    example = (TOP / ".env.example").read_text()
+    offered = set(re.findall(r"^(?:# )?([A-Z_]+)=", example, flags=re.MULTILINE))
+    read = set().union(*(variables(path.read_text()) for path in SOURCES))
+    assert offered == read & offered, "offered but not read"
+    assert read <= offered, "read but not offered"
+    assert variables(README) <= offered
+
+
+def test_the_example_states_the_real_defaults(desk: Desk) -> None:
+    from common.settings import DEFAULTS
+
+    example = (TOP / ".env.example").read_text()
+    stated = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", example, flags=re.MULTILINE))
+    assert stated.keys() == DEFAULTS.keys()
+    for name, default in DEFAULTS.items():
+        if default:
+            assert stated[name] == default
+    copied = desk.folder / ".env"
+    copied.write_text(example)
+    code = (
+        f"from common.settings import *; read_settings(__import__('pathlib').Path({str(copied)!r}))"
+    )
+    ran = desk.run("-c", code, PYTHON_DOTENV_DISABLED="0")
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(TOP)))
+def test_uses_no_call_that_langfuse_removed(path: Path) -> None:
+    assert GONE.findall(path.read_text()) == []
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_every_function_can_be_lifted_out(lesson: str) -> None:
+    table = symtable.symtable((TOP / lesson).read_text(), lesson, "exec")
+    movable = {
+        symbol.get_name()
+        for symbol in table.get_symbols()
+        if symbol.is_imported() or symbol.is_namespace() or symbol.get_name().isupper()
+    }
+    for function in table.get_children():
+        needed = {
+            symbol.get_name()
+            for scope in (function, *function.get_children())
+            for symbol in scope.get_symbols()
+            if symbol.is_global() and symbol.is_referenced()
+        }
+        assert needed - movable - set(dir(builtins)) == set(), function.get_name()
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_has_the_form_of_a_lesson(lesson: str) -> None:
+    source = (TOP / lesson).read_text()
+    docstring = source.split('"""')[1]
+    assert f"    python {lesson}\n" in docstring
+    assert docstring.index("Run it:") < docstring.index("shape") < docstring.index("Try next:")
+    numbers = re.findall(r"^# %% (\d+)\. [A-Z]\w+[ ,]", source, flags=re.MULTILINE)
+    assert numbers == [str(n + 1) for n in range(len(numbers))]
+    assert len(numbers) > 2
+    for name, text in re.findall(
+        r'^(?:async )?def (\w+)\(.*?"""(.*?)"""', source, re.MULTILINE | re.DOTALL
+    ):
+        assert text.strip(), name
+        assert name == "main" or len(text.split()) > 4, name
+    assert "print(" not in source
+
+
+def test_the_readme_draws_what_the_first_command_shows(desk: Desk) -> None:
+    drawn = README.split("```text\n")[1].split("```")[0]
+
+    def without_times(text: str) -> list[list[str]]:
+        end = text.index(" ms") + len(" ms")  # a column of right-aligned numbers
+        return [
+            [*re.sub(r" +(\d+|ms)$", "", line[:end]).split(), *line[end:].split()]
+            for line in text.splitlines()
+        ]
+
+    output = desk.run("01_langfuse_setup.py").stdout
+    end = output.rindex("  http")
+    shown = "".join(output[:end].splitlines(keepends=True)[-drawn.count("\n") :])
+    assert without_times(drawn) == without_times(shown)
+
+
+def test_the_readme_links_and_names_files_that_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (TOP / target).exists(), target
+    for name in re.findall(r"\b(?:python3?|-r) ([\w/]+\.\w+)", README):
+        assert (TOP / name).exists(), name
+
+
+def test_python_in_the_readme_stands_in_a_script() -> None:
+    scripts = "\n".join(path.read_text() for path in SOURCES)
+    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        assert block in scripts, block

@@ -1,0 +1,132 @@
+"""A mistake in the settings gets one line that names the variable and the fix."""
+
+import os
+from pathlib import Path
+
+import pytest
+from conftest import Desk
+
+from common.settings import DEFAULTS, Setting, masked, read_settings
+
+CONNECT = ("-c", "from common.client import connect; connect()")
+PUBLIC, SECRET = "pk-lf-11111111-aaaa", "sk-lf-22222222-bbbb"
+BOTH = {"LANGFUSE_PUBLIC_KEY": PUBLIC, "LANGFUSE_SECRET_KEY": SECRET}
+
+REFUSED: dict[str, tuple[dict[str, str], str, str]] = {  # settings, variable, part of the fix
+    "public key alone": ({"LANGFUSE_PUBLIC_KEY": PUBLIC}, "LANGFUSE_SECRET_KEY", "set it"),
+    "secret key alone": ({"LANGFUSE_SECRET_KEY": SECRET}, "LANGFUSE_PUBLIC_KEY", "set it"),
+    "swapped": (
+        {"LANGFUSE_PUBLIC_KEY": SECRET, "LANGFUSE_SECRET_KEY": PUBLIC},
+        "LANGFUSE_PUBLIC_KEY",
+        "exchange",
+    ),
+    "the public key twice": (
+        {**BOTH, "LANGFUSE_SECRET_KEY": PUBLIC},
+        "LANGFUSE_SECRET_KEY",
+        "sk-lf-",
+    ),
+    "the secret key twice": (
+        {**BOTH, "LANGFUSE_PUBLIC_KEY": SECRET},
+        "LANGFUSE_PUBLIC_KEY",
+        "pk-lf-",
+    ),
+    "quotes": ({**BOTH, "LANGFUSE_SECRET_KEY": f"'{SECRET}'"}, "LANGFUSE_SECRET_KEY", "quotes"),
+    "a space": ({**BOTH, "LANGFUSE_PUBLIC_KEY": f"{PUBLIC} "}, "LANGFUSE_PUBLIC_KEY", "space"),
+    "no scheme": (
+        {**BOTH, "LANGFUSE_BASE_URL": "cloud.langfuse.com"},
+        "LANGFUSE_BASE_URL",
+        "https",
+    ),
+    "a key as URL": ({**BOTH, "LANGFUSE_BASE_URL": SECRET}, "LANGFUSE_BASE_URL", "https"),
+    "a bad port": ({**BOTH, "LANGFUSE_BASE_URL": "http://a:b"}, "LANGFUSE_BASE_URL", "https"),
+    "a page's URL": (
+        {**BOTH, "LANGFUSE_BASE_URL": "https://cloud.langfuse.com/project/abc"},
+        "LANGFUSE_BASE_URL",
+        "keep only https://cloud.langfuse.com.",
+    ),
+    "two addresses": (
+        {**BOTH, "LANGFUSE_BASE_URL": "http://a:1", "LANGFUSE_HOST": "http://b:1"},
+        "LANGFUSE_HOST",
+        "remove LANGFUSE_HOST",
+    ),
+    "off spelt otherwise": (
+        {"LANGFUSE_TRACING_ENABLED": "no"},
+        "LANGFUSE_TRACING_ENABLED",
+        "true or false",
+    ),
+    "a rate above 1": ({"LANGFUSE_SAMPLE_RATE": "50"}, "LANGFUSE_SAMPLE_RATE", "0 to 1"),
+    "no number": ({"LANGFUSE_TIMEOUT": "5s"}, "LANGFUSE_TIMEOUT", "whole number"),
+    "capitals": (
+        {"LANGFUSE_TRACING_ENVIRONMENT": "Production"},
+        "LANGFUSE_TRACING_ENVIRONMENT",
+        "lower-case",
+    ),
+    "no port": ({"LOCAL_LANGFUSE_PORT": "99999"}, "LOCAL_LANGFUSE_PORT", "65535"),
+    "no model URL": ({"OPENAI_BASE_URL": "localhost:11434"}, "OPENAI_BASE_URL", "http"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_mistake_is_one_line_and_exit_2(case: str, desk: Desk) -> None:
+    env, variable, fix = REFUSED[case]
+    ran = desk.run(*CONNECT, **env)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    assert ran.stderr.startswith(variable)
+    assert fix in ran.stderr
+    for secret in (PUBLIC, SECRET):
+        assert secret not in ran.stderr
+
+
+def test_the_older_name_of_the_address_still_works(desk: Desk) -> None:
+    ran = desk.run(*CONNECT, **BOTH, LANGFUSE_HOST="http://127.0.0.1:1/")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "http://127.0.0.1:1 with pk-lf-…aaaa" in ran.stdout
+    assert "LANGFUSE_HOST is now LANGFUSE_BASE_URL" in ran.stdout
+
+
+def test_an_empty_variable_is_not_set(desk: Desk) -> None:
+    empty = dict.fromkeys(DEFAULTS, "") | {"LOCAL_LANGFUSE_DB": str(desk.db)}
+    ran = desk.run(*CONNECT, **empty)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "no Langfuse keys are set" in ran.stdout
+
+
+def test_off_needs_no_valid_keys(desk: Desk) -> None:
+    ran = desk.run(*CONNECT, LANGFUSE_TRACING_ENABLED="False", LANGFUSE_PUBLIC_KEY="'half")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "nothing is stored" in ran.stdout
+
+
+def test_a_proxy_is_not_asked_for_this_machine(desk: Desk) -> None:
+    proxy = "http://127.0.0.1:9"
+    ran = desk.run("01_langfuse_setup.py", HTTP_PROXY=proxy, http_proxy=proxy, ALL_PROXY=proxy)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_every_value_knows_where_it_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHON_DOTENV_DISABLED", "0")
+    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", PUBLIC)
+    env_file = tmp_path / ".env"
+    env_file.write_text(
+        f"LANGFUSE_PUBLIC_KEY=ignored\nLANGFUSE_SECRET_KEY={SECRET}\nOPENAI_MODEL=\n"
+    )
+    try:
+        settings = read_settings(env_file)
+    finally:
+        for name in DEFAULTS:
+            os.environ.pop(name, None)
+    assert settings["LANGFUSE_PUBLIC_KEY"].source == "environment"
+    assert settings["LANGFUSE_SECRET_KEY"] == Setting("LANGFUSE_SECRET_KEY", SECRET, ".env")
+    assert settings["OPENAI_MODEL"].source == "default"
+    assert settings["LANGFUSE_SECRET_KEY"].shown == "sk-lf-…bbbb"
+
+
+def test_a_short_key_shows_nothing_of_itself() -> None:
+    assert masked("pk-lf-short") == "pk-lf-…"
+    assert masked("password") == "…"
+    assert masked("") == ""
