@@ -4,21 +4,26 @@ Most first hours with a new tool go into one wrong key or one wrong address, fou
 out after the fact. Say first which settings are in force and whether they work; then
 send one trace, and believe in it only when it has been read back.
 
+A trace is what happened for one request. It consists of observations, nested like the
+calls of your functions: a generation is a call of a model, with tokens and cost; a
+retriever is a search; a chain joins steps; any other step is a span.
+
 Run it:
 
     python 01_langfuse_setup.py
 
-Three traces have this shape, each made in a different way:
+The traces have this shape, each of the three made in a different way:
 
-    answer-question      chain
+    answer-question      chain       x 3
       find-passages      retriever
       write-answer       generation
 
-Try next: change QUESTION to something the handbook does not cover, such as "Do you
-repair bicycles?", and compare the outputs of `find-passages` and `write-answer`.
+Try next: change QUESTION to "Can I pay in dollars?" and open the link. The output of
+`find-passages` is all that the model got to read; is its answer to blame, or the search?
 """
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -29,7 +34,7 @@ from langfuse.api.core import ApiError, RequestOptions
 from langfuse.openai import OpenAI
 
 from common.client import connect, tracing_is_on
-from common.console import fail, show_result, show_section, show_table, show_trace
+from common.console import fail, show_line, show_result, show_section, show_table, show_trace
 from common.llm import model_name, openai_client
 from common.readback import poll, sent_count
 from common.retriever import search
@@ -61,8 +66,8 @@ def settings_in_force() -> list[tuple[str, str, str]]:
 # %% 2. Check the connection before you trust it
 #
 # The SDK sends in the background and never raises into your application, so a wrong
-# key or address loses every trace in silence. Ask once, at the start, with a short
-# time limit, and turn each failure into the one thing to change.
+# key or address loses every trace in silence. `langfuse.auth_check()` answers yes or no;
+# the functions here ask the same with a short time limit, and say what to change.
 
 
 @dataclass(frozen=True)
@@ -76,20 +81,20 @@ class Check:
 
 QUICKLY: RequestOptions = {"timeout_in_seconds": 2, "max_retries": 0}
 OLDEST_SERVER = (4, 59)  # what SDK 5 needs; an older server belongs to SDK 4
-CLOUD_REGIONS = {
-    "EU": "https://cloud.langfuse.com",
-    "US": "https://us.cloud.langfuse.com",
-    "JP": "https://jp.cloud.langfuse.com",
-    "HIPAA": "https://hipaa.cloud.langfuse.com",
-}
+CLOUD_REGIONS = (
+    "https://cloud.langfuse.com",  # EU
+    "https://us.cloud.langfuse.com",
+    "https://jp.cloud.langfuse.com",
+    "https://hipaa.cloud.langfuse.com",
+)
 
 
 def check_connection(
-    langfuse: Langfuse, base_url: str, regions: dict[str, str] = CLOUD_REGIONS
+    langfuse: Langfuse, base_url: str, regions: Sequence[str] = CLOUD_REGIONS
 ) -> list[Check]:
     """Try the address, the server's version and the keys; stop at the first failure.
 
-    In Langfuse: nothing yet. These calls read and leave no trace behind.
+    The last check tells: its `fix` is empty when all is well.
     """
     try:
         health = langfuse.api.health.health(request_options=QUICKLY)
@@ -119,6 +124,8 @@ def explain_no_health(base_url: str, error: Exception) -> Check:
         found, fix = "its certificate is not trusted", "Point SSL_CERT_FILE to your company's CA."
     elif "SSL" in said:
         found, fix = "the server does not speak https", "Write http:// in LANGFUSE_BASE_URL."
+    elif "[Errno -" in said or "getaddrinfo" in said:
+        found, fix = "no such host is known here", "Check LANGFUSE_BASE_URL and your network."
     elif isinstance(error, httpx.HTTPError):
         found, fix = f"nothing listens there ({said})", "Start it, or correct LANGFUSE_BASE_URL."
     elif isinstance(error, ApiError) and (error.status_code or 0) >= 500:
@@ -138,7 +145,7 @@ def check_version(version: str) -> Check:
     return Check("version", version)
 
 
-def check_keys(langfuse: Langfuse, base_url: str, regions: dict[str, str]) -> Check:
+def check_keys(langfuse: Langfuse, base_url: str, regions: Iterable[str]) -> Check:
     """Ask for the project that the keys belong to.
 
     On Langfuse Cloud a right key in the wrong region looks like a wrong key. The other
@@ -147,19 +154,23 @@ def check_keys(langfuse: Langfuse, base_url: str, regions: dict[str, str]) -> Ch
     try:
         projects = langfuse.api.projects.get(request_options=QUICKLY).data
     except (httpx.HTTPError, ApiError, ValueError) as error:
-        status = error.status_code if isinstance(error, ApiError) else error
+        status = error.status_code if isinstance(error, ApiError) else None
+        if status not in (401, 403):
+            return Check("keys", f"no answer ({status or error})", "Look at the server's log.")
         fix = "Copy both keys again from the project's settings, API Keys."
-        if base_url in regions.values():
-            others = [url for url in reachable(regions) if url != base_url]
-            fix += f" Keys of another region need LANGFUSE_BASE_URL={' or '.join(others)}."
+        if base_url in regions:
+            others = " or ".join(reachable(url for url in regions if url != base_url))
+            fix += (
+                f" Keys of another region need its LANGFUSE_BASE_URL: {others or 'none answers'}."
+            )
         return Check("keys", f"refused ({status})", fix)
-    return Check("keys", f"they open the project {projects[0].name}")
+    return Check("keys", f"accepted, for the project {', '.join(each.name for each in projects)}")
 
 
-def reachable(regions: dict[str, str]) -> list[str]:
+def reachable(urls: Iterable[str]) -> list[str]:
     """Return the addresses among these that answer a health request within 2 seconds."""
     answering = []
-    for url in regions.values():
+    for url in urls:
         try:
             httpx.get(f"{url}/api/public/health", timeout=2).raise_for_status()
         except httpx.HTTPError:
@@ -173,6 +184,9 @@ def reachable(regions: dict[str, str]) -> list[str]:
 # The decorator is the shortest and fits functions you own. The context manager fits a
 # stretch of code inside a function. By hand fits callbacks and queues, where start and
 # end lie far apart; nothing is nested for you, and nothing is sent before `end()`.
+#
+# The ids of the traces are chosen beforehand only so that section 4 can read them back.
+# Each way takes one in its own spelling; leave it out, and the SDK makes one.
 
 
 def write_answer(client: OpenAI, question: str, passages: list[str], **parent: str) -> str:
@@ -195,7 +209,11 @@ def write_answer(client: OpenAI, question: str, passages: list[str], **parent: s
 
 @observe(name="find-passages", as_type="retriever", capture_input=False)
 def find_passages(question: str) -> list[str]:
-    """Search the handbook; the return value becomes the output by itself."""
+    """Search the handbook; the return value becomes the output by itself.
+
+    In Langfuse: the input is the question. Captured by itself it would be
+    `{"args": ["Can I …"], "kwargs": {}}`, and a client object among the arguments with it.
+    """
     get_client().update_current_span(input=question)
     return [passage.text for passage in search(question)]
 
@@ -204,8 +222,8 @@ def find_passages(question: str) -> list[str]:
 def answer_with_decorator(client: OpenAI, question: str) -> str:
     """Trace by decorating: the nesting of the calls is the nesting of the trace.
 
-    In Langfuse: the root's input is the question alone, because `capture_input=False`
-    keeps the client object out of it.
+    In Langfuse: select the root. Its duration is what the user waited for; the children
+    say where that time went. Called with `langfuse_trace_id=`, it uses that id.
     """
     get_client().update_current_span(input=question)
     return write_answer(client, question, find_passages(question))
@@ -214,8 +232,8 @@ def answer_with_decorator(client: OpenAI, question: str) -> str:
 def answer_with_context_manager(client: OpenAI, question: str, trace_id: str) -> str:
     """Trace with `with` blocks: what runs inside a block becomes its child.
 
-    In Langfuse: the tree is the same as the decorator's. An exception inside a block
-    would mark exactly that block as an error.
+    In Langfuse: the tree is the same as the decorator's. An exception marks its block as
+    an error, and every block around it that does not catch it.
     """
     langfuse = get_client()
     with langfuse.start_as_current_observation(
@@ -264,8 +282,8 @@ def answer_by_hand(client: OpenAI, question: str, trace_id: str) -> str:
 def read_back(langfuse: Langfuse, trace_id: str, expected: int) -> list[ObservationV2]:
     """Return the stored observations of a trace, waiting up to 30 seconds for all of them.
 
-    In Langfuse: this is what the page of the trace shows, fetched as data. `fields`
-    chooses which groups of columns come along.
+    In Langfuse: the tree on the left of a trace's page. `fields` adds what you see when
+    you select a node: `io`, `usage`, `model`, `metadata` and more.
     """
 
     def read() -> list[ObservationV2]:
@@ -279,7 +297,7 @@ def read_back(langfuse: Langfuse, trace_id: str, expected: int) -> list[Observat
 def shape(observations: list[ObservationV2]) -> frozenset[tuple[str, str, str]]:
     """Return name, type and parent's name of each node: the tree without its particulars.
 
-    In Langfuse: two traces with the same shape took the same path through your code.
+    Two traces of one shape took the same path through your code.
     """
     names = {node.id: node.name or "" for node in observations}
     return frozenset(
@@ -296,13 +314,15 @@ def main() -> None:
     show_section("1. Settings in force")
     show_table(("setting", "value", "from"), settings_in_force())
 
+    show_section("2. Connection")
     if tracing_is_on():
-        show_section("2. Connection")
         checks = check_connection(langfuse, os.environ["LANGFUSE_BASE_URL"])
         for check in checks:
             show_result(check.name, f"{'FAILED  ' if check.fix else ''}{check.found}")
         if checks[-1].fix:
             fail(checks[-1].fix, 1)
+    else:
+        show_line("  skipped: tracing is off")
 
     show_section("3. One question, traced three ways")
     first, second, third = (langfuse.create_trace_id() for _ in range(3))
@@ -312,12 +332,15 @@ def main() -> None:
     show_result("by hand", answer_by_hand(client, QUESTION, third))
 
     langfuse.flush()  # hand over what is waiting before anyone looks
+    show_section("4. Read back from where it was stored")
     if tracing_is_on():
-        show_section("4. Read back from where it was stored")
-        stored = [read_back(langfuse, each, sent_count(each)) for each in (first, second, third)]
-        show_result("traces stored", sum(bool(observations) for observations in stored))
-        show_result("different shapes", len({shape(observations) for observations in stored}))
+        ids = (first, second, third)
+        stored = [rows for each in ids if (rows := read_back(langfuse, each, sent_count(each)))]
+        show_result("traces", len(stored))
+        show_result("different shapes", len({shape(rows) for rows in stored}))
         show_trace(langfuse, first)
+    else:
+        show_line("  skipped: tracing is off")
 
 
 if __name__ == "__main__":

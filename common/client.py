@@ -5,13 +5,15 @@ import os
 import sys
 from types import TracebackType
 
+import httpx
 import openai
 from langfuse import Langfuse
+from langfuse.api.core import ApiError
 
 import local_langfuse
 from common.console import fail, show_line
-from common.llm import model_label
-from common.readback import NotStoredError, count_spans, links_need_server
+from common.llm import endpoint_shown, model_label
+from common.readback import NotStoredError, count_spans, links_need_server, loss
 from common.settings import (
     TOP,
     Destination,
@@ -27,6 +29,10 @@ def connect() -> Langfuse:
     Off with `LANGFUSE_TRACING_ENABLED=false`; to Langfuse with both keys; otherwise to
     the local stand-in, started inside this process unless one is already running.
     A setting that cannot work ends the program: one line on stderr, exit status 2.
+
+    Beside that it leaves the keys and the address in force in the environment, where any
+    other library looks for them; silences two loggers that would tell an error twice; and
+    has errors of the model's service and of Langfuse told in one line.
     """
     sys.excepthook = _explain
     try:
@@ -39,7 +45,8 @@ def connect() -> Langfuse:
     show_line(f"{where}, because {destination.why}.")
     show_line(f"Answers come from {answers}.")
     if links_need_server():
-        show_line("Links open in a browser while `python -m local_langfuse` is running.")
+        python = os.path.relpath(sys.executable)
+        show_line(f"Links open in a browser while `{python} -m local_langfuse` is running.")
     return langfuse
 
 
@@ -98,8 +105,11 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
         fail("Stopped.", 130)
     if isinstance(error, NotStoredError):
         fail(str(error), 1)
+    if isinstance(error, httpx.HTTPError | ApiError):  # openai has errors of its own
+        fail(loss(error), 1)
     if isinstance(error, openai.APIConnectionError):
-        fail(f"The model cannot be reached: {error.__cause__}. Check OPENAI_BASE_URL.", 1)
+        cause = str(error.__cause__ or error).rstrip(".")
+        fail(f"{endpoint_shown()} cannot be reached: {cause}. Check OPENAI_BASE_URL.", 1)
     if isinstance(error, openai.APIStatusError):
         key = os.environ.get("OPENAI_API_KEY", "")
         said = error.message.replace(key, masked(key)) if key else error.message

@@ -1,19 +1,24 @@
 """The one place that prints. Nothing a trace contains is read as markup."""
 
+import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import NoReturn
 
 from langfuse import Langfuse
 from langfuse.api import ObservationV2
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from common.readback import read_trace, sent_count, trace_link
 
 # Piped output has no width of its own: 120 columns keep a tree on one line a node.
+if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="replace")  # an old code page has no line to draw a tree with
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -56,6 +61,31 @@ def fail(message: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
+def show_bars(values: Mapping[str, Decimal]) -> None:
+    """Draw amounts in USD as bars, the longest 40 characters wide."""
+    most = max(values.values(), default=Decimal(0))
+    for label, usd in values.items():
+        bar = "█" * round(40 * usd / most) if most else ""
+        show_result(label, f"${usd:.6f} {bar}")
+
+
+def show_stream(question: str, pieces: Iterable[str]) -> None:
+    """Print a question and its answer piece by piece, each as soon as it is there."""
+    show_line(f"  {question}", "bold")
+    _out.print("    ", end="")
+    for piece in pieces:
+        _out.print(Text(piece), end="", soft_wrap=True)
+    _out.print()
+
+
+@contextmanager
+def progress(text: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar while the block runs; call what it yields after each step."""
+    with Progress(console=_out, transient=True, disable=not _out.is_terminal) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda: bar.advance(task)
+
+
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Show a spinner with this text while the block runs; nothing when output is piped."""
@@ -85,10 +115,13 @@ def draw_tree(observations: Sequence[ObservationV2]) -> None:
     """Draw observations of one trace as a tree, one row a node."""
     nodes = list(_walk(observations))
     show_line("")
-    head = ("observation", "type", "model", "ms", "first", "in", "out", "cost")
+    head = ("observation", "type", "model", "ms", "first token", "in", "out", "cost")
     rows = [head, *(_cells(guide, node) for guide, node in nodes)]
-    used = [i for i in range(len(head)) if any(row[i] for row in rows[1:])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    used = [i for i in range(len(head)) if any(row[i] for row in rows[1:])]
+    for dispensable in (2, 1):  # model and type, where the terminal is narrow
+        if sum(widths[i] + 2 for i in used) > _out.width and dispensable in used:
+            used.remove(dispensable)
     for row, node in zip(rows, (None, *(node for _, node in nodes)), strict=True):
         cells = [row[i].ljust(widths[i]) if i < 3 else row[i].rjust(widths[i]) for i in used]
         style = _LEVEL_STYLES.get(node.level or "", "") if node else "dim"
@@ -138,8 +171,11 @@ def _milliseconds(seconds: float) -> str:
 
 
 def cost_text(node: ObservationV2) -> str:
-    """Return the stored cost in USD; `unknown` for a model without a price, which is not $0."""
-    if not node.model:
+    """Return the stored cost in USD; `unknown` for a model without a price, which is not $0.
+
+    A call that was refused has no tokens, and nothing is shown for it.
+    """
+    if not node.model or (node.level == "ERROR" and not node.usage_details):
         return ""
     total = (node.cost_details or {}).get("total")
     return "unknown" if total is None else f"${total:.6f}"

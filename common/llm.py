@@ -5,7 +5,6 @@ protocol (Ollama, vLLM). With neither, the same client talks to the offline mode
 three are `langfuse.openai` clients, so that every call is traced.
 """
 
-import os
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,21 +12,23 @@ import httpx2
 from langfuse.openai import AsyncOpenAI, OpenAI
 
 from common.offline_model import OfflineTransport
+from common.settings import Setting, check_url, read_settings
+from common.tokens import count_tokens
 
-DEFAULT_MODEL = "gpt-4o-mini"
-DEFAULT_URL = "https://api.openai.com/v1"
-OFFLINE_URL = "https://offline.invalid/v1"  # a name that never resolves
+REAL_API = "https://api.openai.com/v1"
+OFFLINE_API = "https://offline.invalid/v1"  # a name that never resolves
+PATIENCE_SECONDS = 60.0
 
 
 def openai_client() -> OpenAI:
-    """Return a traced client; raise ValueError where OPENAI_BASE_URL is not a URL."""
+    """Return a traced client; raise `SettingsError` where OPENAI_BASE_URL is not a URL."""
     if _is_offline():
         return OpenAI(**_endpoint(), http_client=httpx2.Client(transport=OfflineTransport()))
     return OpenAI(**_endpoint())
 
 
 def async_openai_client() -> AsyncOpenAI:
-    """Return a traced client for asyncio; raise ValueError as `openai_client` does."""
+    """Return a traced client for asyncio; raise `SettingsError` as `openai_client` does."""
     if _is_offline():
         client = httpx2.AsyncClient(transport=OfflineTransport())
         return AsyncOpenAI(**_endpoint(), http_client=client)
@@ -36,47 +37,41 @@ def async_openai_client() -> AsyncOpenAI:
 
 def model_name() -> str:
     """Return the model to ask for: OPENAI_MODEL, or `gpt-4o-mini`."""
-    return _setting("OPENAI_MODEL") or DEFAULT_MODEL
+    return read_settings()["OPENAI_MODEL"].value
 
 
 def model_label() -> str:
     """Return who answers, for people: `"gpt-4o-mini at https://api.openai.com/v1"`."""
-    if _is_offline():
-        return (
-            "the offline model (no OPENAI_API_KEY or OPENAI_BASE_URL; "
-            f"answers only from its prompt), priced as {model_name()}"
-        )
+    if not _is_offline():
+        return f"{model_name()} at {endpoint_shown()}"
+    counted = "counted" if count_tokens("a", model_name()).exact else "estimated"
+    return (
+        f"the offline model, priced as {model_name()}, because no OPENAI_API_KEY is set: "
+        f"it says sentences of its prompt, its pace is simulated, its tokens are {counted}"
+    )
+
+
+def endpoint_shown() -> str:
+    """Return the address of the model's service, without a user's name and password."""
     url = urlsplit(_endpoint()["base_url"])
-    # Without what a URL may hold before its host: a user's name and password.
-    return f"{model_name()} at {url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
-
-
-def _setting(name: str) -> str:
-    return os.environ.get(name, "").strip()
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
 
 
 def _is_offline() -> bool:
-    return not (_setting("OPENAI_API_KEY") or _setting("OPENAI_BASE_URL"))
+    settings = read_settings()
+    return not (settings["OPENAI_API_KEY"].value or settings["OPENAI_BASE_URL"].value)
 
 
 def _endpoint() -> dict[str, Any]:
     """Return the client's settings. A server of your own needs no key, but the client does."""
     if _is_offline():
-        return {"api_key": "offline", "base_url": OFFLINE_URL}
-    url = _setting("OPENAI_BASE_URL") or DEFAULT_URL
-    if not _is_url(url):
-        # The value is left out: it may contain a password.
-        raise ValueError(
-            "OPENAI_BASE_URL is not a URL: write it without quotes or spaces, "
-            f"like {DEFAULT_URL} or http://localhost:11434/v1"
-        )
-    return {"api_key": _setting("OPENAI_API_KEY") or "none", "base_url": url}
-
-
-def _is_url(text: str) -> bool:
-    try:
-        url = urlsplit(text)
-        valid = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
-    except ValueError:  # a port that is no number, a bracket left open
-        return False
-    return valid and not any(char.isspace() or char in "\"'`<>" for char in text)
+        return {"api_key": "offline", "base_url": OFFLINE_API}
+    settings = read_settings()
+    url: Setting = settings["OPENAI_BASE_URL"]
+    if url.value:
+        check_url(url)
+    return {
+        "api_key": settings["OPENAI_API_KEY"].value or "none",
+        "base_url": url.value or REAL_API,
+        "timeout": PATIENCE_SECONDS,
+    }

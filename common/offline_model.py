@@ -146,7 +146,7 @@ def _price(model: Any, *, embeds: bool) -> Price:
     price = price_of(model)
     # OpenAI knows a model by its own name only: no provider before it, no capitals.
     if price is None or not model.startswith(price.model):
-        message = f"The model `{model}` does not exist. See PRICES in common/pricing.py."
+        message = f"The model `{model}` does not exist or you do not have access to it."
         raise ApiError(404, message, "model_not_found")
     fits = embeds == (price.model in DIMENSIONS)
     _check(fits, f"`{model}` is {'not an' if embeds else 'an'} embedding model.")
@@ -243,8 +243,10 @@ def _usage(body: Json, model: str, output: str, thoughts: str) -> Json:
     extra = "".join(json.dumps(body[k]) for k in ("tools", "response_format") if body.get(k))
     prompt = count_message_tokens(body["messages"], model).tokens
     prompt += count_tokens(extra, model).tokens
-    reasoning = count_tokens(thoughts, model).tokens
-    completion = count_tokens(output, model).tokens + reasoning
+    visible = count_tokens(output, model).tokens
+    limit = body.get("max_completion_tokens") or math.inf  # it holds for thoughts, too
+    reasoning = int(max(0, min(count_tokens(thoughts, model).tokens, limit - visible)))
+    completion = visible + reasoning
     cached = _cached_tokens(extra, body["messages"], model) if prompt >= 1024 else 0
     return {
         "prompt_tokens": prompt,
@@ -320,6 +322,7 @@ SECTION = re.compile(
     r"^\W*(question|context|passages|sources|answer|response|output)\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
+KEYWORDS = re.compile(r"\b(as|into|in) (search )?keywords\b", re.IGNORECASE)
 QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|(?<!\w)'(.+?)'(?!\w)")
 LIMIT = re.compile(r"\b(one|two|three|four|five|\d+) (word|sentence)s?\b", re.IGNORECASE)
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
@@ -400,10 +403,15 @@ def _sentences(text: str) -> Iterator[str]:
         yield from filter(None, [sentence])
 
 
+def _keywords(text: str) -> list[str]:
+    """Return the words that carry meaning: `"How do I return shoes?" -> ["return", "shoes"]`."""
+    found = (w for w in re.findall(r"[^\W_]+", text.lower()) if len(w) > 1)
+    return [word for word in dict.fromkeys(found) if word not in EMPTY_WORDS]
+
+
 def _words(text: str) -> set[str]:
     """Return the words that carry meaning, cut to a stem: `"My shoes" -> {"sho"}`."""
-    found = {w for w in re.findall(r"[^\W_]+", text.lower()) if len(w) > 1} - EMPTY_WORDS
-    stems = (re.sub(r"(?<=\w{2})(ing|ies|ed|es|s|e|y)$", "", word) for word in found)
+    stems = (re.sub(r"(?<=\w{2})(ing|ies|ed|es|s|e|y)$", "", w) for w in _keywords(text))
     return {re.sub(r"(\D)\1$", r"\1", stem) for stem in stems}  # shipped, shipp, ship
 
 
@@ -439,6 +447,8 @@ def _nearest(question: str, facts: list[str], limit: int) -> tuple[list[str], fl
 def _answer(prompt: _Prompt) -> str:
     """Say the nearest facts, or what the prompt wants to hear where they are not near."""
     told = " ".join([*prompt.instructions, prompt.question])
+    if KEYWORDS.search(told):
+        return " ".join(_keywords(prompt.question))
     limits = {unit.lower(): NUMBERS.get(n.lower()) or int(n) for n, unit in LIMIT.findall(told)}
     found, share = _nearest(prompt.question, prompt.facts, limits.get("sentence") or 2)
     abstain = next(filter(ABSTAIN.match, prompt.instructions), None)

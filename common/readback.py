@@ -65,7 +65,7 @@ def poll(read: Callable[[], T], *, until: Callable[[T], bool], seconds: float = 
         answer = read()
         if until(answer) or time.monotonic() > deadline:
             return answer
-        threading.Event().wait(0.3)
+        threading.Event().wait(0.3)  # as long as a person does not notice
 
 
 def read_trace(langfuse: Langfuse, trace_id: str, seconds: float = 30) -> list[ObservationV2]:
@@ -83,19 +83,24 @@ def read_trace(langfuse: Langfuse, trace_id: str, seconds: float = 30) -> list[O
     try:
         stored = poll(read, until=lambda rows: len(rows) >= sent, seconds=seconds)
     except (httpx.HTTPError, ApiError) as error:
-        raise NotStoredError(_loss(sum(_sent.by_trace.values()), error)) from error
+        raise NotStoredError(loss(error)) from error
     if len(stored) < sent:
         raise NotStoredError(f"Only {len(stored)} of {sent} observations can be read back.")
     return sorted(stored, key=lambda o: (o.start_time, not o.is_root_observation))
 
 
-def _loss(count: int, error: httpx.HTTPError | ApiError) -> str:
-    if isinstance(error, ApiError):
-        why = f"Langfuse answered {error.status_code}"
-        return f"Not stored: {why}; {count} observations of this run are lost. Check both keys."
+def loss(error: httpx.HTTPError | ApiError) -> str:
+    """Return in one line what a failed request to Langfuse means for this run."""
+    count = sum(_sent.by_trace.values())
+    if not isinstance(error, ApiError):
+        return (
+            f"Not stored: Langfuse cannot be reached ({error}); {count} observations of this "
+            "run are lost. Check LANGFUSE_BASE_URL, or unset both keys to stay local."
+        )
+    check = "both keys" if error.status_code in (401, 403) else "LANGFUSE_BASE_URL"
     return (
-        f"Not stored: Langfuse cannot be reached ({error}); {count} observations of this run "
-        "are lost. Check LANGFUSE_BASE_URL, or unset both keys to stay local."
+        f"Langfuse answered {error.status_code}; {count} observations of this run may be lost. "
+        f"Check {check}."
     )
 
 

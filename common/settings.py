@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from dotenv import load_dotenv
 
@@ -83,7 +83,10 @@ def read_settings(env_file: Path = TOP / ".env") -> Mapping[str, Setting]:
     already = {name for name in DEFAULTS if os.environ.get(name, "").strip()}
     for name in DEFAULTS.keys() - already:
         os.environ.pop(name, None)  # the SDK would read an empty rate as a number
-    load_dotenv(env_file)
+    try:
+        load_dotenv(env_file)
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{env_file} is not UTF-8: save it as UTF-8.") from error
     settings = {}
     for name, default in DEFAULTS.items():
         value = os.environ.get(name, "")
@@ -118,6 +121,8 @@ def _refuse_stray_characters(name: str, value: str) -> None:
         raise SettingsError(f"{name} has quotes in its value: remove them.")
     if re.search(r"\s", value) and name not in ("LOCAL_LANGFUSE_DB", "LANGFUSE_RELEASE"):
         raise SettingsError(f"{name} has a space or line break in its value: remove it.")
+    if name.endswith(("_KEY", "_URL", "_HOST")) and not value.isascii():
+        raise SettingsError(f"{name} has a character that no key or address has: copy it again.")
 
 
 def _quoted(value: str) -> str:
@@ -165,10 +170,10 @@ def _check_keys(public: str, secret: str) -> None:
 def _langfuse_url(settings: Mapping[str, Setting]) -> tuple[str, str]:
     """Return Langfuse's base URL, and which variable it came from in words."""
     base, host = settings["LANGFUSE_BASE_URL"], settings["LANGFUSE_HOST"]
-    check_url(base)
+    _check_origin(base)
     if not host.value:
         return base.value.rstrip("/"), "both keys are set"
-    check_url(host)
+    _check_origin(host)
     if base.source != "default" and base.value.rstrip("/") != host.value.rstrip("/"):
         raise SettingsError(
             f"LANGFUSE_HOST ({host.value}) and LANGFUSE_BASE_URL ({base.value}) differ: "
@@ -177,8 +182,9 @@ def _langfuse_url(settings: Mapping[str, Setting]) -> tuple[str, str]:
     return host.value.rstrip("/"), "both keys are set; LANGFUSE_HOST is now LANGFUSE_BASE_URL"
 
 
-def check_url(setting: Setting) -> None:
-    """Raise `SettingsError` unless the value is the http(s) address of a server."""
+def check_url(setting: Setting) -> SplitResult:
+    """Return the parts of an http(s) address, or raise `SettingsError` if it is none."""
+    _refuse_stray_characters(setting.name, setting.value)
     try:
         url = urlsplit(setting.value)
         usable = url.scheme in ("http", "https") and url.hostname and url.port != 0
@@ -187,10 +193,16 @@ def check_url(setting: Setting) -> None:
     if not usable:
         raise SettingsError(
             f"{setting.name} is {_quoted(setting.value)}: write the whole address, "
-            "such as https://cloud.langfuse.com or http://localhost:3000."
+            "such as https://cloud.langfuse.com or http://localhost:11434/v1."
         )
+    return url
+
+
+def _check_origin(setting: Setting) -> None:
+    url = check_url(setting)
     if url.username or url.query or url.fragment or re.search("/(project|api)/", url.path):
+        port = f":{url.port}" if url.port else ""
         raise SettingsError(
-            f"{setting.name} is more than an address: keep only {url.scheme}://{url.hostname}"
-            f"{f':{url.port}' if url.port else ''}."
+            f"{setting.name} is more than an address: keep only "
+            f"{url.scheme}://{url.hostname}{port}."
         )

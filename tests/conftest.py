@@ -139,9 +139,10 @@ def promised_trees(source: str) -> list[Tree]:
     """Read the trees that a lesson's docstring promises."""
     docstring = source.split('"""')[1]
     block = re.split(r"ha(?:s|ve) th(?:is|ese) shapes?.*?:\n", docstring, flags=re.DOTALL)[1]
-    rows = re.findall(r"^    ( *)([a-z-]+) +([a-z]+)$", block, flags=re.MULTILINE)
-    times = 3 if "Three traces have this shape" in docstring else 1
-    return times * nest([(len(indent) // 2, name, kind) for indent, name, kind in rows])
+    rows = re.findall(r"^    ( *)([a-z-]+) +([a-z]+)(?: +x (\d+))?$", block, flags=re.MULTILINE)
+    trees = nest([(len(indent) // 2, name, kind) for indent, name, kind, _ in rows])
+    times = [int(count or 1) for indent, *_, count in rows if not indent]
+    return [tree for tree, count in zip(trees, times, strict=True) for _ in range(count)]
 
 
 def drawn_trees(output: str) -> list[Tree]:
