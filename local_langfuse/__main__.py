@@ -7,13 +7,25 @@ import sys
 import threading
 from pathlib import Path
 
-from local_langfuse import DEFAULT_PORT, PUBLIC_KEY, SECRET_KEY, CannotStart, default_db, start
+from dotenv import load_dotenv
+
+from local_langfuse import (
+    DEFAULT_PORT,
+    PUBLIC_KEY,
+    SECRET_KEY,
+    TOP,
+    CannotStart,
+    default_db,
+    is_running,
+    start,
+)
 
 ABOUT = "This is not Langfuse: it is a local stand-in, for one person on one machine."
 
 
 def main() -> int:
     """Serve until Ctrl-C or SIGTERM; 2 and one line on stderr if that is not possible."""
+    load_dotenv(TOP / ".env")  # the lessons read it, too, and print links to the port in it
     options = argparse.ArgumentParser(prog="python -m local_langfuse", description=ABOUT)
     port = os.environ.get("LOCAL_LANGFUSE_PORT") or DEFAULT_PORT
     options.add_argument("--port", default=port, help="where to listen (default: %(default)s)")
@@ -37,6 +49,9 @@ def _port(text: str) -> int:
 
 
 def _serve(port: int, db: Path) -> int:
+    if port and is_running(port):
+        sys.stdout.write(f"Already running on port {port}: there is nothing to do.\n")
+        return 0
     asked_to_end = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked_to_end.set())
@@ -44,7 +59,8 @@ def _serve(port: int, db: Path) -> int:
     sys.stdout.write(
         f"{ABOUT}\n"
         f"Listening on {running.base_url}   (Ctrl-C ends it)\n"
-        f"Keys: {PUBLIC_KEY} and {SECRET_KEY}\n"
+        f"The lessons find it by themselves; other programs need LANGFUSE_BASE_URL="
+        f"{running.base_url}, LANGFUSE_PUBLIC_KEY={PUBLIC_KEY}, LANGFUSE_SECRET_KEY={SECRET_KEY}\n"
         f"Data: {db}, {running.stored} observations\n"
     )
     sys.stdout.flush()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from local_langfuse.wire import Refused, check, microseconds, parse, to_json
+from local_langfuse.wire import Refused, check, microseconds, pairs, parse, to_json
 
 Condition = Mapping[str, Any]
 MAX_CONDITIONS = 50
@@ -29,7 +29,7 @@ TEXT_COLUMNS = (
     "providedModelName=model promptName=prompt_name"
 )
 OBSERVATION_COLUMNS: Mapping[str, Column] = {
-    **{name: Column(sql) for name, _, sql in (p.partition("=") for p in TEXT_COLUMNS.split())},
+    **{name: Column(sql) for name, sql in pairs(TEXT_COLUMNS).items()},
     "isRootObservation": Column("is_root", "boolean"),
     "startTime": Column("start_ms", "datetime"),
     "endTime": Column("end_us / 1000", "datetime"),
@@ -93,36 +93,44 @@ TYPES: Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
 PRESENCE = {"is set": True, "is not set": False}
 
 
+def conditions(*plain: tuple[str, str, str, Any]) -> list[Condition]:
+    """Return type, column, operator and value as conditions; a value of None is left out."""
+    names = ("type", "column", "operator", "value")
+    return [dict(zip(names, one, strict=True)) for one in plain if one[3] is not None]
+
+
 def read_filter(text: str | None) -> list[Condition]:
     """Return the conditions of the query parameter `filter`; none where it is absent."""
     if not text:
         return []
-    conditions = check(parse(text, "filter parameter"))
-    if not isinstance(conditions, list) or len(conditions) > MAX_CONDITIONS:
+    return checked(check(parse(text, "filter parameter")))
+
+
+def checked(given: Any) -> list[Condition]:
+    """Return conditions as they came; `Refused` if they are not a list of JSON objects."""
+    if not isinstance(given, list) or len(given) > MAX_CONDITIONS:
         raise Refused(f"filter must be a JSON list of at most {MAX_CONDITIONS} conditions")
-    if not all(isinstance(condition, dict) for condition in conditions):
+    if not all(isinstance(condition, dict) for condition in given):
         raise Refused("each condition of a filter must be a JSON object")
-    _refuse_slow_text_search(conditions)
-    return conditions
+    _refuse_slow_text_search(given)
+    return given
 
 
-def _refuse_slow_text_search(conditions: Sequence[Condition]) -> None:
+def _refuse_slow_text_search(given: Sequence[Condition]) -> None:
     # As Langfuse does; it has an index for these two operators only.
-    searched = [c.get("operator") for c in conditions if c.get("column") in ("input", "output")]
+    searched = [c.get("operator") for c in given if c.get("column") in ("input", "output")]
     if any(o in [*TEXT] for o in searched) and not any(o in ("=", "matches") for o in searched):
         raise Refused("a filter on input or output needs one with the operator = or matches")
 
 
-def where(
-    conditions: Sequence[Condition], columns: Mapping[str, Column]
-) -> tuple[list[str], list[Any]]:
+def where(given: Sequence[Condition], columns: Mapping[str, Column]) -> tuple[list[str], list[Any]]:
     """Return the SQL of each condition, and the values to bind, in order.
 
     `where([{"type": "string", "column": "name", "operator": "=", "value": "a"}],
     OBSERVATION_COLUMNS) -> (["name = ?"], ["a"])`
     """
     sql, values = [], []
-    for condition in conditions:
+    for condition in given:
         one, bound = _clause(condition, columns)
         sql.append(one)
         values += bound

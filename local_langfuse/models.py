@@ -2,7 +2,7 @@
 
 import sqlite3
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -10,21 +10,23 @@ from typing import Any
 # Not `re`: a pattern comes from outside, and only this one can be given a time limit.
 import regex  # type: ignore[import-untyped]  # it ships no types
 
-from common.pricing import AS_OF, PRICES, price_of, usage_buckets
+from common.pricing import AS_OF, PRICES, Price, price_of, usage_buckets
 from local_langfuse.store import Row, Store
 from local_langfuse.wire import (
     Query,
     Refused,
-    check,
+    as_object,
     finite,
     iso,
     microseconds,
     now_us,
     parse,
+    text_in,
     to_json,
 )
 
 MATCH_SECONDS = 0.05
+SIDES = ("input", "output", "total")
 UNITS = ("TOKENS", "CHARACTERS", "MILLISECONDS", "SECONDS", "IMAGES", "REQUESTS")
 
 
@@ -115,89 +117,77 @@ def _side(costs: Mapping[str, Decimal], side: str) -> float | None:
 def page_of_models(store: Store, query: Query) -> Row:
     """Return a page of the models that have a price, as the API answers it: own ones first."""
     number, limit = query.count("page", 1, 10**6), query.count("limit", 50, 100)
-    own = store.rows("SELECT * FROM models ORDER BY created_us DESC")
-    found = [_own_model(row) for row in own] + [_table_model(price.model) for price in PRICES]
+    found = [_own_model(row) for row in store.rows("SELECT * FROM models ORDER BY created_us DESC")]
+    found += [_table_model(price) for price in PRICES]
     meta = {"page": number, "limit": limit, "totalItems": len(found)}
     data = found[(number - 1) * limit : number * limit]
     return {"data": data, "meta": {**meta, "totalPages": -(-len(found) // limit)}}
 
 
-def one_model(store: Store, model_id: str) -> Row:
-    """Return one model as the API shows it; `Refused` with 404 if there is none."""
-    for row in store.rows("SELECT * FROM models WHERE id = ?", (model_id,)):
-        return _own_model(row)
-    if any(price.model == model_id for price in PRICES):
-        return _table_model(model_id)
-    raise Refused("Model not found", 404)
-
-
-def _own_model(row: sqlite3.Row) -> Row:
-    start = row["start_us"]
+def _own_model(row: Mapping[str, Any] | sqlite3.Row) -> Row:
+    prices = {bucket: float(price) for bucket, price in parse(row["prices"]).items()}
+    tier = {"id": f"{row['id']}_tier_default", "name": "Standard", "isDefault": True, "priority": 0}
     return {
-        **_described(row["id"], row["name"], row["match_pattern"], _prices(row)),
+        "id": row["id"],
+        "modelName": row["name"],
+        "matchPattern": row["match_pattern"],
+        "unit": row["unit"],
+        **{f"{side}Price": prices.get(side) for side in SIDES},
+        "prices": {bucket: {"price": price} for bucket, price in prices.items()},
+        "pricingTiers": [{**tier, "conditions": [], "prices": prices}],
         "createdAt": iso(row["created_us"], "milliseconds"),
-        "startDate": None if start is None else iso(start, "milliseconds"),
+        "startDate": None if row["start_us"] is None else iso(row["start_us"], "milliseconds"),
         "tokenizerId": row["tokenizer_id"],
         "tokenizerConfig": parse(row["tokenizer_config"]),
-        "unit": row["unit"],
         "isLangfuseManaged": False,
     }
 
 
-def _table_model(name: str) -> Row:
-    price = next(price for price in PRICES if price.model == name)
-    return {
-        **_described(name, name, f"(?i)^({regex.escape(name)})$", price.per_token()),
-        "createdAt": f"{AS_OF.isoformat()}T00:00:00.000Z",
-        "startDate": None,
-        "tokenizerId": None,
-        "tokenizerConfig": None,
+def _table_model(price: Price) -> Row:
+    row = {
+        "id": price.model,
+        "name": price.model,
+        "match_pattern": f"(?i)^({regex.escape(price.model)})$",
         "unit": "TOKENS",
-        "isLangfuseManaged": True,
+        "prices": _stored(price.per_token()),
+        "created_us": microseconds(f"{AS_OF}T00:00:00Z", "the date of the table"),
+        **dict.fromkeys(("start_us", "tokenizer_id")),
+        "tokenizer_config": "null",
     }
+    return {**_own_model(row), "isLangfuseManaged": True}
 
 
-def _described(model_id: str, name: str, pattern: str, prices: Mapping[str, Decimal]) -> Row:
-    usd = {bucket: float(price) for bucket, price in prices.items()}
-    tier = {"id": f"{model_id}_tier_default", "name": "Standard", "isDefault": True, "priority": 0}
-    return {
-        "id": model_id,
-        "modelName": name,
-        "matchPattern": pattern,
-        "inputPrice": usd.get("input"),
-        "outputPrice": usd.get("output"),
-        "totalPrice": usd.get("total"),
-        "prices": {bucket: {"price": price} for bucket, price in usd.items()},
-        "pricingTiers": [{**tier, "conditions": [], "prices": usd}],
-    }
+def _stored(prices: Mapping[str, Decimal]) -> str:
+    return to_json({bucket: str(price) for bucket, price in prices.items()})
 
 
 def add_model(store: Store, body: Any) -> Row:
     """Store the model of a request and return it as the API shows it. Prices: USD per unit."""
-    row = _model_row(check(body))
-    store.put_model(row)
-    return one_model(store, row["id"])
+    row = _model_row(as_object(body, "a model"))
+    store.insert("models", [row])
+    return _own_model(row)
 
 
-def _model_row(body: Any) -> Row:
-    if not isinstance(body, dict):
-        raise Refused("a model must be a JSON object")
-    name, pattern, unit = (body.get(key) for key in ("modelName", "matchPattern", "unit"))
-    if not isinstance(name, str) or not name:
-        raise Refused("modelName must be a text")
+def delete_model(store: Store, model_id: str, _: Query) -> None:
+    """Remove a model that was added here."""
+    if not store.delete("models", "id", [model_id]):
+        raise Refused("no model with this id was added here", 404)
+
+
+def _model_row(body: Row) -> Row:
+    name, unit, start = text_in(body, "modelName"), body.get("unit"), body.get("startDate")
+    if name is None:
+        raise Refused("a model needs a modelName")
     if unit not in UNITS:
         raise Refused(f"unit must be one of {', '.join(UNITS)}")
-    start, tokenizer = body.get("startDate"), body.get("tokenizerId")
-    if not isinstance(tokenizer, str | None):
-        raise Refused("tokenizerId must be a text")
     return {
         "id": str(uuid.uuid4()),
         "name": name,
-        "match_pattern": _checked_pattern(pattern, name),
+        "match_pattern": _checked_pattern(body.get("matchPattern"), name),
         "unit": unit,
-        "prices": to_json({k: str(price) for k, price in _prices_of(body).items()}),
+        "prices": _stored(_prices_of(body)),
         "start_us": None if start is None else microseconds(start, "startDate"),
-        "tokenizer_id": tokenizer,
+        "tokenizer_id": text_in(body, "tokenizerId"),
         "tokenizer_config": to_json(body.get("tokenizerConfig")),
         "created_us": now_us(),
     }
@@ -218,25 +208,13 @@ def _checked_pattern(pattern: Any, name: str) -> str:
 
 
 def _prices_of(body: Mapping[str, Any]) -> dict[str, Decimal]:
-    keys = {"input": "inputPrice", "output": "outputPrice", "total": "totalPrice"}
-    given = {side: body[key] for side, key in keys.items() if body.get(key) is not None}
-    tiers = body.get("pricingTiers")
-    if tiers is not None:
-        if given:
-            raise Refused("give pricingTiers or inputPrice, outputPrice and totalPrice, not both")
-        given = _default_tier(tiers)
-    elif "total" in given and len(given) > 1:
+    asked = {side: body.get(f"{side}Price") for side in SIDES}
+    given = {side: price for side, price in asked.items() if price is not None}
+    if "total" in given and len(given) > 1:
         raise Refused("totalPrice cannot be given beside inputPrice or outputPrice")
     if not given or not all(_is_price(price) for price in given.values()):
         raise Refused("a model needs at least one price; each is a number of USD, 0 or more")
     return {bucket: Decimal(str(price)) for bucket, price in given.items()}
-
-
-def _default_tier(tiers: Any) -> dict[str, Any]:
-    single = isinstance(tiers, Sequence) and len(tiers) == 1 and isinstance(tiers[0], dict)
-    if not single or tiers[0].get("conditions") or not isinstance(tiers[0].get("prices"), dict):
-        raise Refused("the local stand-in takes one pricing tier, without conditions")
-    return dict(tiers[0]["prices"])
 
 
 def _is_price(value: Any) -> bool:

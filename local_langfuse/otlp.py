@@ -19,7 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from local_langfuse.models import Tariffs, amounts
 from local_langfuse.store import Row
-from local_langfuse.wire import Refused, check, microseconds, parse, storable, to_json
+from local_langfuse.wire import Refused, check, decoded, microseconds, parse, storable, to_json
 
 OBSERVATION = "langfuse.observation."
 EXPERIMENT = "langfuse.experiment."
@@ -207,19 +207,19 @@ def _generation(span: Span, own: Attributes, tariffs: Tariffs) -> Row:
     start_us = span.start_time_unix_nano // 1000
     model = _text(own, f"{OBSERVATION}model.name", "gen_ai.response.model", "gen_ai.request.model")
     tariff = tariffs.of(model, start_us) if model else None
-    usage = _decoded(own.get(f"{OBSERVATION}usage_details")) or _foreign_usage(own)
+    usage = decoded(own.get(f"{OBSERVATION}usage_details")) or _foreign_usage(own)
     # A propagated prompt is on every span, and belongs to the generations among them.
     prompted = own if _type(own) == "GENERATION" else {}
-    version = _decoded(prompted.get(f"{OBSERVATION}prompt.version"))
-    parameters = _decoded(own.get(f"{OBSERVATION}model.parameters"))
+    version = decoded(prompted.get(f"{OBSERVATION}prompt.version"))
+    parameters = decoded(own.get(f"{OBSERVATION}model.parameters"))
     return {
         "model": model,
         "model_id": tariff.id if tariff else "",
         "model_parameters": to_json(parameters if isinstance(parameters, dict) else {}),
-        "completion_start_us": _time(_decoded(own.get(f"{OBSERVATION}completion_start_time"))),
+        "completion_start_us": _time(decoded(own.get(f"{OBSERVATION}completion_start_time"))),
         "prompt_name": _text(prompted, f"{OBSERVATION}prompt.name"),
         "prompt_version": version if type(version) is int else None,
-        **amounts(usage, _decoded(own.get(f"{OBSERVATION}cost_details")), tariff),
+        **amounts(usage, decoded(own.get(f"{OBSERVATION}cost_details")), tariff),
     }
 
 
@@ -242,16 +242,6 @@ def _text(attributes: Attributes, *keys: str) -> str:
     return found if isinstance(found, str) else to_json(found)
 
 
-def _decoded(value: Any) -> Any:
-    """Return what a JSON text says; anything else comes back as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return check(parse(value))
-    except Refused:
-        return value
-
-
 def _time(value: Any) -> int | None:
     try:
         return microseconds(value, "completion_start_time")
@@ -260,19 +250,19 @@ def _time(value: Any) -> int | None:
 
 
 def _tags(value: Any) -> list[str]:
-    tags = _decoded(value)
+    tags = decoded(value)
     return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
 
 
 def _metadata(own: Attributes, scope: Attributes, resource: Attributes) -> Attributes:
     found: Attributes = {}
     for prefix in METADATA:  # the observation's own wins over its trace's
-        whole = _decoded(own.get(prefix))
+        whole = decoded(own.get(prefix))
         if whole is not None:
             found |= _flat(whole if isinstance(whole, dict) else {"metadata": whole})
         for key, value in own.items():
             if key.startswith(f"{prefix}."):
-                found |= _flat({key.removeprefix(f"{prefix}."): _decoded(value)})
+                found |= _flat({key.removeprefix(f"{prefix}."): decoded(value)})
     rest = {k: v for k, v in own.items() if not k.startswith("langfuse.") and k not in ELSEWHERE}
     for prefix, group in (("attributes", rest), ("scope", scope), ("resourceAttributes", resource)):
         found |= {f"{prefix}.{key}": value for key, value in group.items()}

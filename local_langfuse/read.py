@@ -5,40 +5,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from local_langfuse import PROJECT
-from local_langfuse.filters import OBSERVATION_COLUMNS, Condition, read_filter, where
+from local_langfuse.filters import OBSERVATION_COLUMNS, Condition, conditions, read_filter, where
 from local_langfuse.scores import score_json, score_where
 from local_langfuse.store import Row, Store
-from local_langfuse.wire import Query, Refused, cursor_of, iso, parse, position_of
-
-
-def _columns(text: str) -> dict[str, str]:
-    return dict(pair.split("=") for pair in text.split())
-
+from local_langfuse.wire import Query, Refused, cursor_of, iso, pairs, parse, position_of
 
 # Field groups of an observation: each name in the answer and the column it comes from.
 GROUPS: Mapping[str, Mapping[str, str]] = {
-    "core": _columns(
+    "core": pairs(
         "id=id traceId=trace_id startTime=start_us endTime=end_us parentObservationId=parent_id "
         "type=type latency=latency_ms"
     ),
-    "basic": _columns(
+    "basic": pairs(
         "name=name level=level statusMessage=status_message version=version userId=user_id "
         "sessionId=session_id environment=environment isRootObservation=is_root"
     ),
-    "time": _columns(
+    "time": pairs(
         "completionStartTime=completion_start_us createdAt=created_us updatedAt=updated_us"
     ),
-    "io": _columns("input=input output=output"),
-    "metadata": _columns("metadata=metadata"),
-    "model": _columns("model=model internalModelId=model_id modelParameters=model_parameters"),
-    "usage": _columns(
+    "io": pairs("input=input output=output"),
+    "metadata": pairs("metadata=metadata"),
+    "model": pairs("model=model internalModelId=model_id modelParameters=model_parameters"),
+    "usage": pairs(
         "usageDetails=usage_details inputUsage=input_tokens outputUsage=output_tokens "
         "totalUsage=total_tokens costDetails=cost_details inputCost=input_cost "
         "outputCost=output_cost totalCost=total_cost"
     ),
-    "prompt": _columns("promptName=prompt_name promptVersion=prompt_version"),
-    "metrics": _columns("timeToFirstToken=first_token_ms"),
-    "trace_context": _columns("traceName=trace_name release=release tags=tags"),
+    "prompt": pairs("promptName=prompt_name promptVersion=prompt_version"),
+    "metrics": pairs("timeToFirstToken=first_token_ms"),
+    "trace_context": pairs("traceName=trace_name release=release tags=tags"),
 }
 JSON_COLUMNS = ("metadata", "model_parameters", "usage_details", "cost_details", "tags")
 METADATA_CHARACTERS = 200
@@ -48,26 +43,54 @@ def observations(store: Store, query: Query) -> Row:
     """Return a page of observations as the API answers it."""
     if query.flag("parseIoAsJson"):
         raise Refused("parseIoAsJson is gone: input and output are texts")
-    limit = query.count("limit", 50, 1000)
     groups = _groups(query.words("fields"))
-    sql, values = where(_conditions(query), OBSERVATION_COLUMNS)
+    asked = where(_conditions(query), OBSERVATION_COLUMNS)
+    names = {name: column for group in groups for name, column in GROUPS[group].items()}
+    keys, columns = ("start_ms", "trace_id", "id"), f"start_ms, {', '.join(names.values())}"
+    rows, meta = newest_first(store, query, "observations", keys, asked, most=1000, columns=columns)
+    whole = query.words("expandMetadata") or []
+    return {"data": [_observation(row, names, whole) for row in rows], "meta": meta}
+
+
+def newest_first(
+    store: Store,
+    query: Query,
+    source: str,
+    keys: Sequence[str],
+    asked: tuple[list[str], list[Any]],
+    *,
+    most: int,
+    columns: str = "*",
+) -> tuple[list[sqlite3.Row], Row]:
+    """Return a page of at most `most` rows, and its `meta` with the cursor of the next page.
+
+    `keys` are the columns that order the rows: a time and ids, newest first. They, `source`
+    and `columns` are out of our own code, `asked` is what `filters.where` returns.
+    """
+    limit = query.count("limit", 50, most)
+    sql, values = asked
     cursor = query.text("cursor")
     if cursor is not None:
-        sql.append("(start_ms, trace_id, id) < (?, ?, ?)")
-        values += position_of(cursor, (int, str, str))
-    names = {name: column for group in groups for name, column in GROUPS[group].items()}
+        sql = [*sql, f"({', '.join(keys)}) < ({', '.join('?' * len(keys))})"]
+        values = [*values, *position_of(cursor, (int, *[str] * (len(keys) - 1)))]
     rows = store.rows(
-        # Column names come from GROUPS, conditions from `where`; every value is bound.
-        f"SELECT start_ms, {', '.join(names.values())} FROM observations"  # noqa: S608
-        f" WHERE {' AND '.join(sql) or 'true'}"
-        " ORDER BY start_ms DESC, trace_id DESC, id DESC LIMIT ?",
+        f"SELECT {columns} FROM {source} WHERE {' AND '.join(sql) or 'true'}"  # noqa: S608
+        f" ORDER BY {', '.join(f'{key} DESC' for key in keys)} LIMIT ?",
         [*values, limit + 1],
     )
-    whole = query.words("expandMetadata") or []
-    data = [_observation(row, names, whole) for row in rows[:limit]]
     last = rows[limit - 1] if len(rows) > limit else None
-    meta = {"cursor": cursor_of([last["start_ms"], last["trace_id"], last["id"]])} if last else {}
-    return {"data": data, "meta": meta}
+    return rows[:limit], {"cursor": cursor_of([last[key] for key in keys])} if last else {}
+
+
+def page_of(
+    store: Store, sql: str, values: Sequence[Any], query: Query, limit: int = 50
+) -> tuple[list[sqlite3.Row], Row]:
+    """Return the rows of the numbered page that a request asks for, and its `meta`."""
+    number, limit = query.count("page", 1, 10**6), query.count("limit", limit, 100)
+    ((total,),) = store.rows(f"SELECT count(*) FROM ({sql})", values)  # noqa: S608
+    rows = store.rows(f"{sql} LIMIT ? OFFSET ?", [*values, limit, (number - 1) * limit])
+    meta = {"page": number, "limit": limit, "totalItems": total, "totalPages": -(-total // limit)}
+    return rows, meta
 
 
 def _groups(asked: list[str] | None) -> list[str]:
@@ -84,20 +107,16 @@ def _conditions(query: Query) -> list[Condition]:
 def _simple(query: Query) -> list[Condition]:
     """Return the plain query parameters in the form of a structured filter."""
     plain = ("traceId", "name", "userId", "sessionId", "type", "level", "version")
-    asked: list[tuple[str, str, str, Any]] = [
-        ("string", name, "=", query.text(name)) for name in plain
-    ]
-    asked += [
+    parent = query.text("parentObservationId")
+    kind, operator = ("null", "is null") if parent == "" else ("string", "=")
+    return conditions(
+        *(("string", name, "=", query.text(name)) for name in plain),
+        (kind, "parentObservationId", operator, parent),
         ("stringOptions", "environment", "any of", query.texts("environment")),
         ("datetime", "startTime", ">=", query.text("fromStartTime")),
         ("datetime", "startTime", "<", query.text("toStartTime")),
         ("boolean", "isRootObservation", "=", query.flag("isRootObservation")),
-    ]
-    parent = query.text("parentObservationId")
-    no_parent = ("null", "parentObservationId", "is null", "")
-    asked.append(no_parent if parent == "" else ("string", "parentObservationId", "=", parent))
-    names = ("type", "column", "operator", "value")
-    return [dict(zip(names, one, strict=True)) for one in asked if one[3] is not None]
+    )
 
 
 def _observation(row: sqlite3.Row, names: Mapping[str, str], whole: Sequence[str]) -> Row:
@@ -131,20 +150,7 @@ def _shortened(key: str, value: Any, whole: Sequence[str]) -> Any:
 
 def scores(store: Store, query: Query) -> Row:
     """Return a page of scores as the API answers it."""
-    limit = query.count("limit", 50, 100)
-    fields = query.words("fields") or []
-    sql, values = score_where(query)
-    cursor = query.text("cursor")
-    if cursor is not None:
-        sql.append("(timestamp_ms, id) < (?, ?)")
-        values += position_of(cursor, (int, str))
-    rows = store.rows(
-        f"SELECT * FROM scores WHERE {' AND '.join(sql) or 'true'}"  # noqa: S608  see score_where
-        " ORDER BY timestamp_ms DESC, id DESC LIMIT ?",
-        [*values, limit + 1],
-    )
-    data = [score_json(row, fields) for row in rows[:limit]]
-    meta: Row = {"limit": limit}
-    if len(rows) > limit:
-        meta["cursor"] = cursor_of([rows[limit - 1]["timestamp_ms"], rows[limit - 1]["id"]])
-    return {"data": data, "meta": meta}
+    keys = ("timestamp_ms", "id")
+    rows, meta = newest_first(store, query, "scores", keys, score_where(query), most=100)
+    data = [score_json(row, query.words("fields") or []) for row in rows]
+    return {"data": data, "meta": {"limit": query.count("limit", 50, 100), **meta}}

@@ -11,57 +11,47 @@ from local_langfuse.store import Row
 from local_langfuse.wire import (
     Query,
     Refused,
+    as_object,
     check,
     finite,
     iso,
     microseconds,
     now_us,
+    pairs,
     parse,
+    stamps,
+    text_in,
     to_json,
 )
 
 DATA_TYPES = ("NUMERIC", "BOOLEAN", "CATEGORICAL", "TEXT", "CORRECTION")
 GROUPS = ("details", "subject", "annotation")
 ENVIRONMENT = re.compile(r"(?!langfuse)[a-z0-9_-]{1,40}")
-OPTIONAL_TEXTS = {
-    "traceId": "trace_id",
-    "observationId": "observation_id",
-    "sessionId": "session_id",
-    "datasetRunId": "experiment_id",
-    "comment": "comment",
-    "configId": "config_id",
-    "queueId": "queue_id",
-}
+OPTIONAL_TEXTS = pairs(
+    "traceId=trace_id observationId=observation_id sessionId=session_id "
+    "datasetRunId=experiment_id comment=comment configId=config_id queueId=queue_id"
+)
 
 
 def score_row(item: Any) -> Row:
     """Return the row of a score as it was sent; `Refused` says what is wrong with it."""
-    if not isinstance(item, dict):
-        raise Refused("a score must be a JSON object")
-    check(item)
+    item = as_object(check(item), "a score")
     data_type, value, string_value = _typed_value(item.get("value"), item.get("dataType"))
     time = item.get("timestamp")
     row = {
-        "id": _text(item, "id") or str(uuid.uuid4()),
-        "name": _text(item, "name"),
+        "id": text_in(item, "id") or str(uuid.uuid4()),
+        "name": text_in(item, "name"),
         "data_type": data_type,
         "value": value,
         "string_value": string_value,
-        **{column: _text(item, key) for key, column in OPTIONAL_TEXTS.items()},
+        **{column: text_in(item, key) for key, column in OPTIONAL_TEXTS.items()},
         "metadata": _metadata(item.get("metadata")),
-        "environment": _text(item, "environment") or "default",
-        "source": _text(item, "source") or "API",
+        "environment": text_in(item, "environment") or "default",
+        "source": text_in(item, "source") or "API",
         "timestamp_us": now_us() if time is None else microseconds(time, "timestamp"),
     }
     _check_row(row)
     return row
-
-
-def _text(item: Mapping[str, Any], key: str) -> str | None:
-    value = item.get(key)
-    if value is not None and not isinstance(value, str):
-        raise Refused(f"{key} must be a text")
-    return value or None
 
 
 def _typed_value(value: Any, asked: Any) -> tuple[str, float | None, str | None]:
@@ -106,8 +96,7 @@ def score_json(row: sqlite3.Row, groups: list[str]) -> Row:
         "source": row["source"],
         "timestamp": iso(row["timestamp_us"], "milliseconds"),
         "environment": row["environment"],
-        "createdAt": iso(row["created_us"], "milliseconds"),
-        "updatedAt": iso(row["updated_us"], "milliseconds"),
+        **stamps(row),
         "dataType": row["data_type"],
         "value": _value(row),
     }
@@ -138,20 +127,11 @@ def _subject(row: sqlite3.Row) -> Row:
 
 
 # Query parameters that take a comma-separated list, and the column each looks in.
-LISTS = {
-    "id": "id",
-    "name": "name",
-    "source": "source",
-    "dataType": "data_type",
-    "environment": "environment",
-    "configId": "config_id",
-    "queueId": "queue_id",
-    "authorUserId": "NULL",  # scores here have no author
-    "traceId": "trace_id",
-    "sessionId": "session_id",
-    "observationId": "observation_id",
-    "experimentId": "experiment_id",
-}
+LISTS = pairs(
+    "id=id name=name source=source dataType=data_type environment=environment "
+    "configId=config_id queueId=queue_id traceId=trace_id sessionId=session_id "
+    "observationId=observation_id experimentId=experiment_id authorUserId=NULL"
+)
 UPPER = ("source", "dataType")
 WITHIN = "{} IN (SELECT value FROM json_each(?))"
 

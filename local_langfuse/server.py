@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,26 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from local_langfuse import HOST, MARKER, PROJECT, CannotStart, LocalLangfuse, models, page, read
+from local_langfuse import (
+    HOST,
+    MARKER,
+    PROJECT,
+    CannotStart,
+    LocalLangfuse,
+    datasets,
+    deletions,
+    experiments,
+    metrics,
+    models,
+    page,
+    prompts,
+    read,
+)
 from local_langfuse.guard import HEALTH, Guard, Json, media_type, read_body, read_json
 from local_langfuse.otlp import read_spans
 from local_langfuse.scores import score_row
 from local_langfuse.store import Row, Store
-from local_langfuse.wire import Query, Refused
+from local_langfuse.wire import Query, Refused, check
 
 VERSION = "4.59.0"  # the oldest Langfuse that SDK 5 works with
 WHAT = "the local stand-in for Langfuse, for one person on one machine"
@@ -38,9 +53,10 @@ THE_PROJECT = {
     "metadata": {"about": WHAT},
 }
 NOT_HERE = (
-    f"This is {WHAT}. It does not have {{}} yet: it has health, projects, otel/v1/traces, "
-    "scores, v3/scores, v2/observations and models. For the rest, set the keys of a real Langfuse."
+    f"This is {WHAT}. It does not have {{}}. It has {{}}. For the rest, set the keys of a real "
+    "Langfuse."
 )
+API = "/api/public"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -53,28 +69,51 @@ class Api:
 
     def routes(self) -> list[Route]:
         """Return the table of contents."""
-        api = "/api/public"
-        model = f"{api}/models/{{model_id}}"
+        get, put = self._route, partial(self._route, has_body=True)
         return [
             Route(HEALTH, _fixed({"status": "OK", "version": VERSION, MARKER: WHAT})),
-            Route(f"{api}/projects", _fixed({"data": [THE_PROJECT]})),
-            Route(f"{api}/otel/v1/traces", self.add_spans, methods=["POST"]),
-            Route(f"{api}/v2/observations", self._read(read.observations)),
-            Route(f"{api}/scores", self.add_scores, methods=["POST"]),
-            Route(f"{api}/v3/scores", self._read(read.scores)),
-            Route(f"{api}/models", self._read(models.page_of_models)),
-            Route(f"{api}/models", self.add_model, methods=["POST"]),
-            Route(model, self.model),
-            Route(model, self.delete_model, methods=["DELETE"]),
+            Route(f"{API}/projects", _fixed({"data": [THE_PROJECT]})),
+            Route(f"{API}/otel/v1/traces", self.add_spans, methods=["POST"]),
+            get("GET v2/observations", read.observations),
+            get("GET v2/metrics", metrics.metrics),
+            Route(f"{API}/scores", self.add_scores, methods=["POST"]),
+            get("GET v3/scores", read.scores),
+            get("DELETE scores/{id:path}", deletions.delete_score, 202),
+            put("DELETE traces", deletions.delete_traces),
+            get("DELETE traces/{id:path}", deletions.delete_trace),
+            get("GET v2/prompts", prompts.prompts),
+            put("POST v2/prompts", prompts.create, 201),
+            put("PATCH v2/prompts/{name:path}/versions/{version}", prompts.set_labels),
+            get("GET v2/prompts/{name:path}", prompts.get),
+            get("DELETE v2/prompts/{name:path}", prompts.delete, 204),
+            get("GET v2/datasets", datasets.datasets),
+            put("POST v2/datasets", datasets.create_dataset),
+            get("GET v2/datasets/{name:path}", datasets.dataset),
+            get("GET dataset-items", datasets.items),
+            put("POST dataset-items", datasets.put_item),
+            get("GET dataset-items/{id:path}", datasets.item),
+            get("DELETE dataset-items/{id:path}", datasets.delete_item),
+            get("GET experiments", experiments.experiments),
+            get("GET experiment-items", experiments.items),
+            get("GET models", models.page_of_models),
+            put("POST models", models.add_model),
+            get("DELETE models/{id}", models.delete_model, 204),
             Route("/", self.traces_page),
             Route(f"/project/{PROJECT}/traces/{{trace_id}}", self.trace_page),
         ]
 
-    def _read(self, read: Callable[[Store, Query], Row]) -> Endpoint:
-        async def endpoint(request: Request) -> Response:
-            return Json(read(self._store, Query(request.query_params)))
+    def _route(
+        self, line: str, function: Callable[..., Any], status: int = 200, *, has_body: bool = False
+    ) -> Route:
+        """Answer with `function(store, *parts of the path, query or body)`."""
+        method, path = line.split()
 
-        return endpoint
+        async def endpoint(request: Request) -> Response:
+            asked = check(await read_json(request)) if has_body else Query(request.query_params)
+            answer = function(self._store, *request.path_params.values(), asked)
+            return Response(status_code=status) if answer is None else Json(answer, status)
+
+        return Route(f"{API}/{path}", endpoint, methods=[method])
 
     async def add_spans(self, request: Request) -> Response:
         """Store a batch of spans, then answer."""
@@ -101,20 +140,6 @@ class Api:
         if not errors:
             return Json({"message": "Accepted"}, 202)
         return Json({"accepted": len(rows), "rejected": len(errors), "errors": errors}, 207)
-
-    async def add_model(self, request: Request) -> Response:
-        """Store a model with its price; it holds for observations that arrive from now on."""
-        return Json(models.add_model(self._store, await read_json(request)))
-
-    async def model(self, request: Request) -> Response:
-        """Answer one model."""
-        return Json(models.one_model(self._store, request.path_params["model_id"]))
-
-    async def delete_model(self, request: Request) -> Response:
-        """Remove a model that was added."""
-        if not self._store.delete_model(request.path_params["model_id"]):
-            raise Refused("no model with this id was added here", 404)
-        return Response(status_code=204)
 
     async def traces_page(self, _: Request) -> Response:
         """Show the newest traces."""
@@ -157,7 +182,9 @@ async def _refused(_: Request, error: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 400
     asked = f"{request.method} {request.url.path}"
-    message = NOT_HERE.format(asked) if status == 404 else "Method not allowed"
+    routes = [getattr(route, "path_format", "") for route in request.app.routes]
+    has = ", ".join(dict.fromkeys(p.removeprefix(f"{API}/") for p in routes if API in p))
+    message = NOT_HERE.format(asked, has) if status == 404 else "Method not allowed"
     allowed = error.headers if isinstance(error, HTTPException) else None
     return Json({"message": message}, status, allowed)
 

@@ -1,8 +1,8 @@
-"""The SQLite file: its schema, and every write to it.
+"""The SQLite file: its schema, and how it is written.
 
-Times are whole microseconds since 1970, costs USD. An unknown cost is NULL, which sums
-and percentiles leave out. Texts that Langfuse answers as "" where they are absent are ""
-here too. Structured values are JSON texts, for SQLite's JSON functions.
+Times are whole microseconds since 1970, costs USD. An unknown cost is NULL; only
+the Metrics API takes it for 0, as Langfuse does. Texts that Langfuse answers as "" where
+they are absent are "" here too. Structured values are JSON texts, for SQLite's JSON functions.
 """
 
 import sqlite3
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from local_langfuse import CannotStart
-from local_langfuse.wire import now_us
+from local_langfuse.aggregates import Histogram, Quantile
+from local_langfuse.wire import now_us, to_json
 
 Row = dict[str, Any]
 BUSY_SECONDS = 5
@@ -64,6 +65,42 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             unit TEXT NOT NULL, prices TEXT NOT NULL, start_us INTEGER,
             tokenizer_id TEXT, tokenizer_config TEXT NOT NULL, created_us INTEGER NOT NULL)""",
     ),
+    (
+        """CREATE TABLE prompts (
+            id TEXT PRIMARY KEY, name TEXT NOT NULL, version INTEGER NOT NULL, type TEXT NOT NULL,
+            prompt TEXT NOT NULL, config TEXT NOT NULL, tags TEXT NOT NULL, commit_message TEXT,
+            created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL, UNIQUE (name, version))""",
+        # A label is on one version of a prompt at a time: to set it is to move it.
+        """CREATE TABLE prompt_labels (
+            name TEXT NOT NULL, label TEXT NOT NULL, version INTEGER NOT NULL,
+            PRIMARY KEY (name, label))""",
+        """CREATE VIEW prompt_versions AS SELECT *,
+            (SELECT json_group_array(label) FROM prompt_labels
+             WHERE name = prompts.name AND version = prompts.version) AS labels FROM prompts""",
+        """CREATE TABLE datasets (
+            id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, description TEXT, metadata TEXT,
+            created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL)""",
+        """CREATE TABLE dataset_items (
+            id TEXT PRIMARY KEY, dataset_id TEXT NOT NULL, status TEXT,
+            input TEXT, expected_output TEXT, metadata TEXT,
+            source_trace_id TEXT, source_observation_id TEXT,
+            created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL)""",
+        "CREATE INDEX dataset_items_by_dataset ON dataset_items (dataset_id, created_us, id)",
+        "CREATE INDEX scores_by_experiment ON scores (experiment_id)",
+        # Every span of an experiment carries its attributes; its items are the root spans.
+        """CREATE VIEW experiment_items AS SELECT trace_id, id, start_us, end_us, start_ms, level,
+            environment, input, output, metadata, experiment_id,
+            coalesce(CAST(json_extract(experiment, '$.name') AS TEXT), '') AS experiment_name,
+            CAST(json_extract(experiment, '$."dataset.id"') AS TEXT) AS dataset_id,
+            CAST(json_extract(experiment, '$."item.id"') AS TEXT) AS item_id,
+            json_extract(experiment, '$."item.version"') AS item_version,
+            json_extract(experiment, '$."item.expected_output"') AS expected_output,
+            json_extract(experiment, '$."item.metadata"') AS item_metadata,
+            json_extract(experiment, '$.metadata') AS experiment_metadata,
+            CAST(json_extract(experiment, '$.description') AS TEXT) AS description
+            FROM observations WHERE experiment_id IS NOT NULL
+            AND id = json_extract(experiment, '$."item.root_observation_id"')""",
+    ),
 )
 
 
@@ -90,6 +127,9 @@ class Store:
 
     def _prepare(self, path: Path) -> None:
         self._db.row_factory = sqlite3.Row
+        for name, aggregate in (("quantile", Quantile), ("histogram", Histogram)):
+            # typeshed knows aggregates of one argument only
+            self._db.create_aggregate(name, 2, aggregate)  # type: ignore[arg-type]
         with self.writing():
             self._migrate(path)
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -138,43 +178,41 @@ class Store:
 
     def put_observations(self, observations: Iterable[Row]) -> None:
         """Store observations; one that is there already (same trace, same id) is replaced."""
-        now = now_us()
-        stamped = [{**row, "created_us": now, "updated_us": now} for row in observations]
-        if stamped:
-            kept = {"trace_id", "id", "created_us"}
-            changed = ", ".join(f"{c} = excluded.{c}" for c in stamped[0] if c not in kept)
-            with self.writing():
-                self._insert(
-                    "observations", stamped, f"ON CONFLICT (trace_id, id) DO UPDATE SET {changed}"
-                )
+        with self.writing():
+            self.upsert("observations", observations, ("trace_id", "id"))
 
     def put_scores(self, scores: Iterable[Row]) -> None:
         """Store scores; the same id updates what is given and keeps its first timestamp."""
+        optional = ("comment", "metadata", "config_id", "queue_id")
+        with self.writing():
+            self.upsert("scores", scores, ("id",), kept=("timestamp_us",), optional=optional)
+
+    def upsert(
+        self,
+        table: str,
+        rows: Iterable[Row],
+        keys: Sequence[str],
+        *,
+        kept: Sequence[str] = (),
+        optional: Sequence[str] = (),
+    ) -> None:
+        """Insert rows, or update those with the same keys; an optional NULL changes nothing."""
         now = now_us()
-        stamped = [{**row, "created_us": now, "updated_us": now} for row in scores]
+        stamped = [{**row, "created_us": now, "updated_us": now} for row in rows]
         if stamped:
-            kept = {"id", "created_us", "timestamp_us"}
-            optional = ("comment", "metadata", "config_id", "queue_id")
-            changed = [f"{c} = excluded.{c}" for c in stamped[0] if c not in {*kept, *optional}]
-            changed += [f"{c} = coalesce(excluded.{c}, {c})" for c in optional]
-            with self.writing():
-                self._insert(
-                    "scores", stamped, f"ON CONFLICT (id) DO UPDATE SET {', '.join(changed)}"
-                )
+            changed = {c: f"excluded.{c}" for c in stamped[0] if c not in (*keys, *kept)}
+            changed |= {c: f"coalesce(excluded.{c}, {c})" for c in optional}
+            del changed["created_us"]
+            update = ", ".join(f"{column} = {value}" for column, value in changed.items())
+            self.insert(table, stamped, f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {update}")
 
-    def put_model(self, model: Row) -> None:
-        """Store a model and its price."""
-        with self.writing():
-            self._insert("models", [model])
+    def delete(self, table: str, column: str, values: Sequence[str]) -> int:
+        """Delete the rows with one of these values in a column; return how many there were."""
+        sql = f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))"  # noqa: S608
+        return self._db.execute(sql, (to_json(values),)).rowcount
 
-    def delete_model(self, model_id: str) -> bool:
-        """Remove a model's price; tell whether there was one."""
-        with self.writing():
-            done = self._db.execute("DELETE FROM models WHERE id = ?", (model_id,))
-        return done.rowcount > 0
-
-    def _insert(self, table: str, rows: list[Row], on_conflict: str = "") -> None:
-        # Table and columns are names out of our own code: rows are built key by key.
+    def insert(self, table: str, rows: list[Row], on_conflict: str = "") -> None:
+        """Insert rows; table, columns and `on_conflict` are out of our own code only."""
         columns = ", ".join(rows[0])
         values = ", ".join(f":{column}" for column in rows[0])
         self._db.executemany(

@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +19,11 @@ class Refused(ValueError):  # noqa: N818  an answer, not a failure of ours
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+
+
+def pairs(text: str) -> dict[str, str]:
+    """Return names with their columns: `pairs("id=id userId=user_id")`. Only for our own tables."""
+    return dict(pair.split("=", 1) for pair in text.split())
 
 
 def parse(text: bytes | str, what: str = "the body") -> Any:
@@ -60,9 +65,52 @@ def check_text(text: str) -> None:
         raise Refused("a text contains half of a surrogate pair") from None
 
 
+def decoded(value: Any) -> Any:
+    """Return what a JSON text says; anything else comes back as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return check(parse(value))
+    except Refused:
+        return value
+
+
 def to_json(value: Any) -> str:
     """Return the JSON text of a value, compact: equal values give equal texts."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def as_object(body: Any, what: str = "the body") -> dict[str, Any]:
+    """Return a JSON object; `Refused` if it is something else."""
+    if not isinstance(body, dict):
+        raise Refused(f"{what} must be a JSON object")
+    return body
+
+
+def text_in(item: Mapping[str, Any], key: str) -> str | None:
+    """Return the text under a key, or None where it is absent, null or empty."""
+    value = item.get(key)
+    if value is not None and not isinstance(value, str):
+        raise Refused(f"{key} must be a text")
+    return value or None
+
+
+def json_in(item: Mapping[str, Any], key: str) -> str | None:
+    """Return the value under a key as JSON text, or None where it is absent or null."""
+    return None if item.get(key) is None else to_json(item[key])
+
+
+def texts(value: Any, what: str) -> list[str]:
+    """Return a list of texts, each once."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise Refused(f"{what} must be a list of texts")
+    return list(dict.fromkeys(value))
+
+
+def stamps(row: Any) -> dict[str, str]:
+    """Return when a row was created and updated, as the API shows it."""
+    names = {"createdAt": "created_us", "updatedAt": "updated_us"}
+    return {name: iso(row[column], "milliseconds") for name, column in names.items()}
 
 
 def now_us() -> int:
@@ -111,10 +159,7 @@ class Query:
 
     def count(self, name: str, default: int, maximum: int) -> int:
         """Return a whole number from 1 to `maximum`."""
-        text = self._params.get(name, str(default))
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= maximum):
-            raise Refused(f"{name} must be a whole number from 1 to {maximum}")
-        return int(text)
+        return whole(self._params.get(name, str(default)), name, maximum)
 
     def number(self, name: str) -> float | None:
         """Return a finite number, or None."""
@@ -127,6 +172,13 @@ class Query:
         if text not in (None, "true", "false"):
             raise Refused(f"{name} must be true or false")
         return None if text is None else text == "true"
+
+
+def whole(text: str, what: str, maximum: int) -> int:
+    """Return a text as a whole number from 1 to `maximum`."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= maximum):
+        raise Refused(f"{what} must be a whole number from 1 to {maximum}")
+    return int(text)
 
 
 def finite(value: Any, what: str) -> float:

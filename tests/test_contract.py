@@ -14,19 +14,6 @@ import pytest
 
 import local_langfuse
 
-# Topics that the local stand-in answers as Langfuse does. The other recordings are sent
-# too, since later reads see what they wrote, but their answers are not compared.
-TOPICS = (
-    "connection",
-    "errors",
-    "models",
-    "history",
-    "scores",
-    "read-observations",
-    "read-scores",
-)
-NOT_YET = ("/v2/metrics", "/v2/prompts", "/v2/datasets")  # routes in the topic errors
-
 FILES = sorted((Path(__file__).parent / "contract").glob("*.json"))
 Exchange = dict[str, Any]
 RECORDED: dict[str, Exchange] = {
@@ -34,21 +21,17 @@ RECORDED: dict[str, Exchange] = {
     for file in FILES
     for number, exchange in enumerate(json.loads(file.read_text()))
 }
-COMPARED = [
-    name
-    for name, exchange in RECORDED.items()
-    if name.rpartition("-")[0] in TOPICS
-    and not any(route in exchange["request"]["path"] for route in NOT_YET)
-]
 
 # What a server chooses for itself.
 OWN_CHOICE = {
     *("createdAt", "updatedAt", "projectId", "cursor", "bookmarked", "public"),
     *("internalModelId", "modelId", "usagePricingTierId", "usagePricingTierName", "pricingTiers"),
-    *("inputPrice", "outputPrice", "totalPrice", "promptId"),
+    *("inputPrice", "outputPrice", "totalPrice", "promptId", "isActive", "lastUpdatedAt"),
 }
+SETS = {"labels", "tags", "scores"}  # lists without an order
 COUNTS = ("accepted", "rejected")
-OWN_CONTENT = ("connection-0", "connection-1", "models-0")  # its version, project, price table
+# Its version, its project, its price table.
+OWN_CONTENT = ("connection-0", "connection-1", "experiments-0", "models-0")
 MADE_UP = re.compile(r"c[a-z0-9]{24}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}")
 
@@ -61,6 +44,8 @@ def comparable(value: Any) -> Any:
             for key, item in value.items()
             if key not in OWN_CHOICE and not key.startswith(("scope.", "resourceAttributes."))
         }
+        for key in SETS & found.keys():
+            found[key].sort(key=str)
         return {key: item for key, item in found.items() if item not in (None, "", [], {})}
     if isinstance(value, list):
         return [comparable(item) for item in value]
@@ -72,10 +57,11 @@ def comparable(value: Any) -> Any:
     return value
 
 
-def in_any_order(answer: Any) -> Any:
-    """Sort the rows of a page: Langfuse promises no order beyond the page's limit."""
+def in_any_order(answer: Any, name: str) -> Any:
+    """Sort the rows of a page, unless the request asked for an order."""
     answer = comparable(answer)
-    if isinstance(answer, dict) and isinstance(answer.get("data"), list):
+    is_ordered = "orderBy" in RECORDED[name]["request"]["query"].get("query", "")
+    if isinstance(answer, dict) and isinstance(answer.get("data"), list) and not is_ordered:
         answer["data"].sort(key=lambda row: json.dumps(row, sort_keys=True))
     return answer
 
@@ -134,7 +120,7 @@ def cursor_of(response: httpx.Response) -> str | None:
     return cursor if isinstance(cursor, str) else None
 
 
-@pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.parametrize("name", RECORDED)
 def test_the_answer_is_the_recorded_one(name: str, answers: dict[str, httpx.Response]) -> None:
     recorded, answer = RECORDED[name]["response"], answers[name]
     assert answer.status_code == recorded["status"]
@@ -143,7 +129,7 @@ def test_the_answer_is_the_recorded_one(name: str, answers: dict[str, httpx.Resp
         return
     if "json" not in recorded:
         return
-    ours, theirs = in_any_order(answer.json()), in_any_order(recorded["json"])
+    ours, theirs = in_any_order(answer.json(), name), in_any_order(recorded["json"], name)
     if recorded["status"] == 207:  # the wording is free, the counts are not
         assert [ours.get(key) for key in COUNTS] == [theirs.get(key) for key in COUNTS]
         return
@@ -161,6 +147,6 @@ def shape(value: Any, path: str = "") -> set[str]:
     return shape(value[0], f"{path}[]") if isinstance(value, list) and value else set()
 
 
-def test_every_listed_topic_is_there() -> None:
-    assert {file.stem[3:] for file in FILES} >= set(TOPICS)
-    assert len(COMPARED) >= 59
+def test_the_recordings_are_all_there() -> None:
+    assert len(FILES) == 13
+    assert len(RECORDED) == 129

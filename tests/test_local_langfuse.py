@@ -31,6 +31,8 @@ OBSERVATIONS = "/api/public/v2/observations"
 SCORES = "/api/public/scores"
 READ_SCORES = "/api/public/v3/scores"
 MODELS = "/api/public/models"
+METRICS = "/api/public/v2/metrics"
+PROMPTS = "/api/public/v2/prompts"
 JSON = {"content-type": "application/json"}
 PROTOBUF = {"content-type": "application/x-protobuf"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -189,8 +191,10 @@ def test_no_request_needs_another_thread(
     send(client, span(1))
     assert client.post(SCORES, json=[score()]).status_code == 202
     assert client.post(MODELS, json=MODEL).status_code == 200
+    prompt = {"name": "answer-question", "prompt": "Answer {{question}}"}
+    assert client.post(PROMPTS, json=prompt).status_code == 201
     page = f"/project/local/traces/{TRACE}"
-    paths = ("/", page, "/api/public/projects", OBSERVATIONS, READ_SCORES, MODELS)
+    paths = ("/", page, "/api/public/projects", OBSERVATIONS, READ_SCORES, MODELS, PROMPTS)
     assert [client.get(path).status_code for path in paths] == [200] * len(paths)
     refused = [client.get("/nope"), client.delete("/"), client.get(MODELS, params={"page": "x"})]
     assert [answer.status_code for answer in refused] == [404, 405, 400]
@@ -311,6 +315,8 @@ def test_only_this_machine_and_no_foreign_page_may_ask(
         ("GET", OBSERVATIONS),
         ("GET", READ_SCORES),
         ("GET", MODELS),
+        ("GET", METRICS),
+        ("DELETE", "/api/public/traces"),
         ("POST", SPANS),
         ("POST", SCORES),
         ("GET", "/api/public/nope"),
@@ -697,8 +703,6 @@ MODEL = {"modelName": "shop-llm", "matchPattern": "(?i)^shop", "unit": "TOKENS",
         {"totalPrice": 1e-6},
         {"startDate": "yesterday"},
         {"tokenizerId": 5},
-        {"pricingTiers": []},
-        {"inputPrice": None, "pricingTiers": [{"prices": {"input": 1}, "conditions": [{}]}]},
         {"tokenizerConfig": "\ud800"},
     ],
 )
@@ -712,7 +716,7 @@ def test_a_bad_model_is_refused(change: dict[str, Any], client: httpx.Client) ->
 def test_an_own_price_wins_over_the_table_and_unknown_is_not_zero(client: httpx.Client) -> None:
     own = {**MODEL, "modelName": "mini", "matchPattern": "^gpt-4o-mini$", "inputPrice": 1e-3}
     made = client.post(MODELS, json=own).json()
-    assert client.get(f"{MODELS}/{made['id']}").json() == made
+    assert client.get(MODELS).json()["data"][0] == made
     usage = {"langfuse__observation__usage_details": '{"input": 10}'}
     for number, name in enumerate(("gpt-4o-mini", "gpt-4o", "no-such-model"), start=1):
         send(client, span(number, langfuse__observation__model__name=name, **usage))
@@ -721,13 +725,14 @@ def test_an_own_price_wins_over_the_table_and_unknown_is_not_zero(client: httpx.
     assert table["totalCost"] == pytest.approx(10 * 2.5e-6)
     assert unknown["costDetails"] == {}
     assert client.delete(f"{MODELS}/{made['id']}").status_code == 204
-    assert client.get(f"{MODELS}/{made['id']}").status_code == 404
+    assert client.delete(f"{MODELS}/{made['id']}").status_code == 404
 
 
 def test_what_is_not_here_says_so(client: httpx.Client) -> None:
-    missing = client.get("/api/public/v2/prompts/answer-question")
+    missing = client.get("/api/public/sessions")
     assert missing.status_code == 404
     assert "local stand-in" in missing.json()["message"]
+    assert "v2/metrics, scores, v3/scores" in missing.json()["message"], "what there is"
     wrong = client.delete("/api/public/projects")
     assert (wrong.status_code, wrong.json()) == (405, {"message": "Method not allowed"})
 
@@ -830,6 +835,17 @@ def test_among_a_hundred_thousand_observations_a_page_is_found_at_once(tmp_path:
             answer = client.get(OBSERVATIONS, params=query)
             assert answer.json()["data"]
             assert answer.elapsed.total_seconds() < 0.05, query
+        by_model_and_day = {
+            "view": "observations",
+            "metrics": [{"measure": m, "aggregation": "p95"} for m in ("latency", "totalCost")],
+            "dimensions": [{"field": "providedModelName"}],
+            "timeDimension": {"granularity": "day"},
+            "fromTimestamp": "2026-11-01T00:00:00Z",
+            "toTimestamp": "2026-12-31T00:00:00Z",
+        }
+        answer = client.get(METRICS, params={"query": json.dumps(by_model_and_day)})
+        assert len(answer.json()["data"]) == 60
+        assert answer.elapsed.total_seconds() < 1
     running.stop()
 
 
