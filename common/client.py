@@ -76,11 +76,16 @@ def _open(destination: Destination) -> tuple[Langfuse, str]:
         release=settings["LANGFUSE_RELEASE"].value,
     )
     count_spans(page_url)
-    # A failed export is told once, by `read_trace`; the exporter would tell it three times.
+    # A failed export is told once, by `read_trace`; the SDK would tell it three times, and
+    # logs each failed model call, which is raised as well.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-    # A failed model call is raised; the OpenAI wrapper would log it as well.
-    logging.getLogger("langfuse").addFilter(lambda r: not isinstance(r.msg, openai.OpenAIError))
+    logging.getLogger("langfuse").addFilter(_is_news)
     return langfuse, where
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    told = isinstance(record.msg, openai.OpenAIError) or "Failed to send" in str(record.msg)
+    return not told
 
 
 def _local() -> tuple[str, str, str]:

@@ -36,7 +36,7 @@ def show_section(title: str) -> None:
 
 def show_result(label: str, text: object) -> None:
     """Print a short label and what belongs to it on one line."""
-    show_line(f"  {label:<17} {text}")
+    show_line(f"  {label:<20} {text}")
 
 
 def show_answer(question: str, answer: str) -> None:
@@ -64,9 +64,10 @@ def fail(message: str, status: int) -> NoReturn:
 def show_bars(values: Mapping[str, Decimal]) -> None:
     """Draw amounts in USD as bars, the longest 40 characters wide."""
     most = max(values.values(), default=Decimal(0))
+    show_line("")
     for label, usd in values.items():
         bar = "█" * round(40 * usd / most) if most else ""
-        show_result(label, f"${usd:.6f} {bar}")
+        show_result(label, f"{usd_text(usd)} {bar}")
 
 
 def show_stream(question: str, pieces: Iterable[str]) -> None:
@@ -178,4 +179,12 @@ def cost_text(node: ObservationV2) -> str:
     if not node.model or (node.level == "ERROR" and not node.usage_details):
         return ""
     total = (node.cost_details or {}).get("total")
-    return "unknown" if total is None else f"${total:.6f}"
+    return "unknown" if total is None else usd_text(total)
+
+
+def usd_text(usd: Decimal | float) -> str:
+    """Return an amount with six decimals, and with more where that would show nothing.
+
+    `usd_text(0.0000432) -> "$0.000043"`, `usd_text(0.00000006) -> "$0.00000006"`
+    """
+    return f"${usd:.6f}" if usd >= 0.000001 or not usd else f"${usd:.8f}"

@@ -191,8 +191,8 @@ def check_url(setting: Setting) -> SplitResult:
     except ValueError:  # a port that is no number, an open bracket
         usable = False
     if not usable:
-        raise SettingsError(
-            f"{setting.name} is {_quoted(setting.value)}: write the whole address, "
+        raise SettingsError(  # without the value, which may hold a password
+            f"{setting.name} is not the address of a server: write it whole, "
             "such as https://cloud.langfuse.com or http://localhost:11434/v1."
         )
     return url

@@ -7,7 +7,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +17,22 @@ from typing import Any
 import httpx
 import pytest
 
+from common.settings import DEFAULTS, read_settings
+
 TOP = Path(__file__).resolve().parents[1]
 LESSONS = sorted(path.name for path in TOP.glob("[0-9][0-9]_*.py"))
 KEYS = ("pk-lf-local", "sk-lf-local")
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_mine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep the variables and the `.env` of the person who runs the tests out of them."""
+    for name in DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHON_DOTENV_DISABLED", "1")
+    read_settings.cache_clear()
+    yield
+    read_settings.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -95,30 +109,22 @@ class Desk:
             said += line
         return server
 
+    @contextmanager
+    def serving(self) -> Iterator[httpx.Client]:
+        """Serve this desk's database on its port, and yield a client with the keys."""
+        server = self.start_server()
+        url = f"http://127.0.0.1:{self.port}"
+        try:
+            with httpx.Client(base_url=url, auth=KEYS, timeout=10, trust_env=False) as client:
+                yield client
+        finally:
+            server.terminate()
+            server.communicate(timeout=10)
+
 
 @pytest.fixture
 def desk(tmp_path: Path, vocabulary: Path) -> Desk:
     return Desk(tmp_path, vocabulary)
-
-
-@pytest.fixture
-def serve(desk: Desk) -> Iterator[Callable[..., httpx.Client]]:
-    """Serve the desk's database on its port; the answer is a client with the keys."""
-    started: list[Any] = []
-
-    def start() -> httpx.Client:
-        server = desk.start_server()
-        client = httpx.Client(
-            base_url=f"http://127.0.0.1:{desk.port}", auth=KEYS, timeout=10, trust_env=False
-        )
-        started.extend((client, server))
-        return client
-
-    yield start
-    for client, server in zip(started[::2], started[1::2], strict=True):
-        client.close()
-        server.terminate()
-        server.communicate(timeout=10)
 
 
 Tree = tuple[str, str, tuple[Any, ...]]  # name, type, children
@@ -139,7 +145,7 @@ def promised_trees(source: str) -> list[Tree]:
     """Read the trees that a lesson's docstring promises."""
     docstring = source.split('"""')[1]
     block = re.split(r"ha(?:s|ve) th(?:is|ese) shapes?.*?:\n", docstring, flags=re.DOTALL)[1]
-    rows = re.findall(r"^    ( *)([a-z-]+) +([a-z]+)(?: +x (\d+))?$", block, flags=re.MULTILINE)
+    rows = re.findall(r"^    ( *)([a-z_-]+) +([a-z]+)(?: +x (\d+))?$", block, flags=re.MULTILINE)
     trees = nest([(len(indent) // 2, name, kind) for indent, name, kind, _ in rows])
     times = [int(count or 1) for indent, *_, count in rows if not indent]
     return [tree for tree, count in zip(trees, times, strict=True) for _ in range(count)]
@@ -147,7 +153,7 @@ def promised_trees(source: str) -> list[Tree]:
 
 def drawn_trees(output: str) -> list[Tree]:
     """Read the trees that a lesson drew in the terminal."""
-    row = re.compile(r"^  ((?:[│ ]  )*(?:[├└]─ )?)([a-z-]+) +([a-z]+)(?: |$)")
+    row = re.compile(r"^  ((?:[│ ]  )*(?:[├└]─ )?)([a-z_-]+) +([a-z]+)(?: |$)")
     trees = []
     for block in re.split(r"^  observation .*\n", output, flags=re.MULTILINE)[1:]:
         body = block[: re.search(r"^  http", block, flags=re.MULTILINE).start()]  # type: ignore[union-attr]
@@ -160,11 +166,14 @@ def stored_observations(client: httpx.Client) -> list[dict[str, Any]]:
     """Return every stored observation with all its fields, oldest first."""
     fields = "core,basic,time,io,metadata,model,usage,prompt,metrics,trace_context"
     query: dict[str, str | int] = {"fields": fields, "limit": 1000}
-    answer = client.get("/api/public/v2/observations", params=query)
-    answer.raise_for_status()
-    assert not answer.json()["meta"].get("cursor"), "more than one page: read on"
-    rows: list[dict[str, Any]] = answer.json()["data"]
-    return sorted(rows, key=lambda row: (row["startTime"], not row["isRootObservation"]))
+    rows: list[dict[str, Any]] = []
+    while True:
+        answer = client.get("/api/public/v2/observations", params=query)
+        answer.raise_for_status()
+        rows += answer.json()["data"]
+        if "cursor" not in answer.json()["meta"]:
+            return sorted(rows, key=lambda row: (row["startTime"], not row["isRootObservation"]))
+        query["cursor"] = answer.json()["meta"]["cursor"]
 
 
 def stored_trees(client: httpx.Client) -> list[Tree]:

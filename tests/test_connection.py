@@ -4,7 +4,7 @@ import importlib
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -164,10 +164,8 @@ def test_other_regions_are_named_only_on_langfuse_cloud() -> None:
     assert us not in elsewhere.fix
 
 
-def test_a_working_connection_names_the_project(
-    desk: Desk, serve: Callable[[], httpx.Client]
-) -> None:
-    serve()
-    check = last_check(f"http://127.0.0.1:{desk.port}")
+def test_a_working_connection_names_the_project(desk: Desk) -> None:
+    with desk.serving() as client:
+        check = last_check(str(client.base_url))
     assert check.fix == ""
-    assert "project" in check.found
+    assert "local_langfuse" in check.found

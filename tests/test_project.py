@@ -64,7 +64,7 @@ def test_every_function_can_be_lifted_out(lesson: str) -> None:
     movable = {
         symbol.get_name()
         for symbol in table.get_symbols()
-        if symbol.is_imported() or symbol.is_namespace() or symbol.get_name().isupper()
+        if symbol.is_imported() or symbol.is_namespace() or symbol.get_name()[0].isupper()
     }
     for function in table.get_children():
         needed = {
@@ -120,3 +120,16 @@ def test_python_in_the_readme_stands_in_a_script() -> None:
     scripts = "\n".join(path.read_text() for path in SOURCES)
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         assert block in scripts, block
+
+
+def test_arrows_point_down_only() -> None:
+    for path in SOURCES:
+        room = path.relative_to(TOP).parts[0]
+        source = path.read_text()
+        imported = set(
+            re.findall(r"^(?:from|import) ((?:common|local_langfuse)[\w.]*)", source, re.MULTILINE)
+        )
+        if room == "local_langfuse":
+            assert {name for name in imported if name.startswith("common")} <= {"common.pricing"}
+        elif path.name != "client.py":
+            assert not any(name.startswith("local_langfuse") for name in imported), path

@@ -1,12 +1,11 @@
 """A mistake in the settings gets one line that names the variable and the fix."""
 
-import os
 from pathlib import Path
 
 import pytest
 from conftest import Desk
 
-from common.settings import DEFAULTS, Setting, masked, read_settings
+from common.settings import DEFAULTS, Setting, SettingsError, masked, read_settings
 
 CONNECT = ("-c", "from common.client import connect; connect()")
 PUBLIC, SECRET = "pk-lf-11111111-aaaa", "sk-lf-22222222-bbbb"
@@ -107,19 +106,15 @@ def test_a_proxy_is_not_asked_for_this_machine(desk: Desk) -> None:
 def test_every_value_knows_where_it_came_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in DEFAULTS:
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHON_DOTENV_DISABLED", "0")
-    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", PUBLIC)
     env_file = tmp_path / ".env"
     env_file.write_text(
         f"LANGFUSE_PUBLIC_KEY=ignored\nLANGFUSE_SECRET_KEY={SECRET}\nOPENAI_MODEL=\n"
     )
-    try:
-        settings = read_settings(env_file)
-    finally:
-        for name in DEFAULTS:
-            os.environ.pop(name, None)
+    for name in DEFAULTS:  # so that what the file sets is taken back afterwards
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", PUBLIC)
+    settings = read_settings(env_file)
     assert settings["LANGFUSE_PUBLIC_KEY"].source == "environment"
     assert settings["LANGFUSE_SECRET_KEY"] == Setting("LANGFUSE_SECRET_KEY", SECRET, ".env")
     assert settings["OPENAI_MODEL"].source == "default"
@@ -130,3 +125,20 @@ def test_a_short_key_shows_nothing_of_itself() -> None:
     assert masked("pk-lf-short") == "pk-lf-…"
     assert masked("password") == "…"
     assert masked("") == ""
+
+
+def test_a_second_local_server_has_nothing_to_do(desk: Desk) -> None:
+    with desk.serving():
+        ran = desk.run("-m", "local_langfuse")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "Already running" in ran.stdout
+
+
+def test_an_env_file_in_another_encoding_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text("LANGFUSE_PUBLIC_KEY=pk", encoding="utf-16")
+    monkeypatch.setenv("PYTHON_DOTENV_DISABLED", "0")
+    with pytest.raises(SettingsError, match="not UTF-8: save it as UTF-8"):
+        read_settings(env_file)

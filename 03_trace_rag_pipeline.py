@@ -1,0 +1,363 @@
+"""Find the step that went wrong.
+
+A wrong answer does not say which step was at fault: the query that was searched for, the
+search that missed the passage, or the model that misread it. Trace every step with its
+type, and the trace says; ask the API, and it says so for all traces at once.
+
+Run it:
+
+    python 03_trace_rag_pipeline.py
+
+The traces have these shapes:
+
+    embed-handbook           embedding
+
+    answer-from-handbook     chain       x 4
+      rewrite-query          generation
+      find-passages          retriever
+        search-by-words      retriever
+        search-by-meaning    retriever
+          embed-query        embedding
+      rank-passages          span
+      write-answer           generation
+      check-grounding        evaluator
+
+    answer-from-handbook     chain
+      rewrite-query          generation
+      find-passages          retriever
+        search-archive       retriever
+
+Try next: set PASSAGES_KEPT to 1, run again, and look for an answer that has become worse.
+Is `search-by-words` to blame, or `rank-passages`?
+"""
+
+import contextvars
+import json
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from operator import mul
+
+import httpx
+from langfuse import Langfuse, get_client, observe, propagate_attributes
+from langfuse.api import ObservationV2
+from langfuse.model import TextPromptClient
+from langfuse.openai import OpenAI
+
+from common.client import connect, tracing_is_on
+from common.console import show_answer, show_result, show_section, show_trace
+from common.llm import model_name, openai_client
+from common.readback import read_trace
+from common.retriever import handbook, search, words
+
+QUESTIONS = [
+    "Hello, I bought shoes 20 days ago. Can I return them unworn?",
+    "What does express delivery cost, please?",
+    "My leather shoes are wet. May I dry them on a radiator?",
+    "Do you repair bicycles?",  # the handbook does not cover this
+]
+PASSAGES_KEPT = 3
+EMBEDDING_MODEL = "text-embedding-3-small"
+PROMPT_NAME = "answer-from-handbook"
+PROMPT = """\
+Answer in one sentence, only from the passages below.
+If the passages do not answer the question, say "The handbook does not say."
+
+{{passages}}"""
+Vector = list[float]
+Search = Callable[[str], list[str]]
+
+
+# %% 1. Keep the prompt in Langfuse, and a copy in the code
+#
+# A prompt that lives in Langfuse can be changed without a deployment, and every answer
+# says which version wrote it. The copy here creates the first version, and answers when
+# Langfuse cannot be asked.
+
+
+def load_prompt(langfuse: Langfuse) -> TextPromptClient | None:
+    """Return the version labelled `production`, creating it if there is none.
+
+    In Langfuse: open Prompts. Move the label `production` to another version, and the
+    next run uses it. None means that Langfuse did not answer, so PROMPT is used.
+    """
+    if not tracing_is_on():
+        return None
+    try:
+        if not langfuse.api.prompts.list(name=PROMPT_NAME, label="production").data:
+            langfuse.create_prompt(name=PROMPT_NAME, prompt=PROMPT, labels=["production"])
+        return langfuse.get_prompt(PROMPT_NAME)  # `production` is the label by default
+    except httpx.HTTPError:
+        return None
+
+
+# %% 2. Make every step an observation with a type
+#
+# The type is more than an icon: it lets you filter all retrievers or all embeddings at
+# once, and only `generation` and `embedding` carry tokens and cost. Inputs are set by
+# hand where the arguments would show a client or a whole index.
+
+
+def rewrite_query(client: OpenAI, question: str) -> str:
+    """Ask the model for search keywords in place of the sentence the user typed.
+
+    In Langfuse: compare the output of `rewrite-query` with the question. What is lost
+    here cannot be found below.
+    """
+    response = client.chat.completions.create(
+        name="rewrite-query",
+        model=model_name(),
+        messages=[
+            {"role": "system", "content": "Rewrite the question as search keywords."},
+            {"role": "user", "content": question},
+        ],
+    )
+    return response.choices[0].message.content or question
+
+
+def embed(client: OpenAI, name: str, texts: list[str]) -> list[Vector]:
+    """Return one vector a text; the call is an embedding with its tokens and cost.
+
+    In Langfuse: the output of `embed-query` is a short note, not 1,536 numbers.
+    """
+    response = client.embeddings.create(name=name, model=EMBEDDING_MODEL, input=texts)
+    return [item.embedding for item in response.data]
+
+
+@observe(name="search-by-words", as_type="retriever", capture_input=False)
+def search_by_words(query: str) -> list[str]:
+    """Return the passages that share words with the query, best first."""
+    get_client().update_current_span(input=query)
+    return [passage.text for passage in search(query, limit=4)]
+
+
+@observe(name="search-by-meaning", as_type="retriever", capture_input=False)
+def search_by_meaning(client: OpenAI, index: dict[str, Vector], query: str) -> list[str]:
+    """Return the passages whose vectors point in the query's direction, best first.
+
+    In Langfuse: `embed-query` is nested here, because this search is what needs it.
+    """
+    get_client().update_current_span(input=query)
+    [asked] = embed(client, "embed-query", [query])
+    return sorted(index, key=lambda text: -sum(map(mul, index[text], asked)))[:4]
+
+
+def search_archive(query: str) -> list[str]:
+    """Search a database file that is not there, as happens after a bad deployment.
+
+    In Langfuse: the step has the level ERROR and SQLite's own message. The steps above
+    it have not: they did what they should.
+    """
+    with get_client().start_as_current_observation(
+        name="search-archive", as_type="retriever", input=query
+    ):
+        archive = sqlite3.connect("file:archive-of-2019.db?mode=ro", uri=True)
+        return [row[0] for row in archive.execute("SELECT text FROM passages")]
+
+
+# %% 3. Search in threads without losing the trace
+#
+# A thread of a pool knows nothing of the observation that is current where the work was
+# handed over: what it traces starts a trace of its own. Run it in a copy of the context.
+
+
+@observe(name="find-passages", as_type="retriever", capture_input=False)
+def find_passages(searches: list[Search], query: str) -> list[list[str]]:
+    """Run all searches at once and return one ranking a search that worked.
+
+    In Langfuse: in the timeline the searches lie side by side under `find-passages`.
+    Without `copy_context().run` each would be a trace with a single node, and this one
+    would look as if it had found its passages by itself.
+    """
+    get_client().update_current_span(input=query)
+    with ThreadPoolExecutor() as pool:
+        tasks = [pool.submit(contextvars.copy_context().run, each, query) for each in searches]
+    return [task.result() for task in tasks if task.exception() is None]
+
+
+@observe(name="rank-passages", capture_input=False)
+def rank_passages(rankings: list[list[str]]) -> list[str]:
+    """Join rankings: a passage gains more the higher it stands, and in the more of them.
+
+    In Langfuse: input and output show what was dropped. The right passage in the input
+    but not in the output means that PASSAGES_KEPT is too small, or the joining wrong.
+    """
+    get_client().update_current_span(input=rankings)
+    gained: dict[str, float] = {}
+    for ranking in rankings:
+        for place, text in enumerate(ranking):
+            gained[text] = gained.get(text, 0) + 1 / (60 + place)  # 60: Cormack et al., 2009
+    return sorted(gained, key=lambda text: -gained[text])[:PASSAGES_KEPT]
+
+
+# %% 4. Write the answer, and check that the passages support it
+#
+# The check is code, not a model: which share of the answer's words stands in the
+# passages. It costs nothing, so it can run on every answer.
+
+
+def write_answer(
+    client: OpenAI, question: str, passages: list[str], prompt: TextPromptClient | None
+) -> str:
+    """Ask for an answer from the passages, linked to the version of the prompt.
+
+    In Langfuse: `write-answer` names the prompt and its version; the page of the prompt
+    shows what each version cost and how it scored.
+    """
+    text = "\n".join(passages)
+    system = prompt.compile(passages=text) if prompt else PROMPT.replace("{{passages}}", text)
+    response = client.chat.completions.create(
+        name="write-answer",
+        model=model_name(),
+        messages=[{"role": "system", "content": system}, {"role": "user", "content": question}],
+        langfuse_prompt=prompt,
+    )
+    return response.choices[0].message.content or ""
+
+
+@observe(name="check-grounding", as_type="evaluator", capture_input=False)
+def check_grounding(answer: str, passages: list[str]) -> float:
+    """Return the share of the answer's words that stand in the passages, from 0 to 1.
+
+    In Langfuse: the score `grounding` is shown on the trace. Low with an abstention is
+    as it should be; low with a confident answer is an invention.
+    """
+    langfuse = get_client()
+    langfuse.update_current_span(input={"answer": answer, "passages": passages})
+    said = words(answer)
+    share = round(len(said & words(" ".join(passages))) / len(said), 3) if said else 0.0
+    langfuse.score_current_trace(name="grounding", value=share, data_type="NUMERIC")
+    return share
+
+
+# %% 5. Join the steps into one trace, and the questions into one session
+
+
+@observe(name="answer-from-handbook", as_type="chain", capture_input=False)
+def answer_from_handbook(
+    client: OpenAI, searches: list[Search], question: str, prompt: TextPromptClient | None
+) -> str:
+    """Answer a question, or say that the handbook cannot be searched.
+
+    In Langfuse: read the tree from the top. The first step whose output is wrong while
+    its input was right is the one to mend.
+    """
+    get_client().update_current_span(input=question)
+    rankings = find_passages(searches, rewrite_query(client, question))
+    if not rankings:
+        return "Sorry, the handbook cannot be searched at the moment."
+    passages = rank_passages(rankings)
+    answer = write_answer(client, question, passages, prompt)
+    check_grounding(answer, passages)
+    return answer
+
+
+# %% 6. Ask the API which step is slow, and which traces failed
+#
+# With thousands of traces nobody reads trees. Two questions find the ones worth reading.
+
+
+def p95_by_step(langfuse: Langfuse, session_id: str, since: datetime) -> list[tuple[str, float]]:
+    """Return each step's 95th percentile of latency in seconds, the slowest first.
+
+    In Langfuse: the same query drives a chart under Dashboards. The root is left out: it
+    is always the slowest, since it contains the others.
+    """
+    query = {
+        "view": "observations",
+        "dimensions": [{"field": "name"}],
+        "metrics": [{"measure": "latency", "aggregation": "p95"}],
+        "filters": [
+            {"column": "sessionId", "operator": "=", "value": session_id, "type": "string"},
+            {"column": "type", "operator": "none of", "value": ["CHAIN"], "type": "stringOptions"},
+        ],
+        "fromTimestamp": since.isoformat(),
+        "toTimestamp": (datetime.now(UTC) + timedelta(minutes=1)).isoformat(),
+    }
+    rows = langfuse.api.metrics.metrics(query=json.dumps(query)).data
+    found = [(str(row["name"]), float(row["p95_latency"] or 0) / 1000) for row in rows]
+    return sorted(found, key=lambda row: -row[1])
+
+
+def failed_steps(langfuse: Langfuse, session_id: str) -> list[ObservationV2]:
+    """Return the observations of a session that ended in an error.
+
+    In Langfuse: the filter `level = ERROR` in the table of observations.
+    """
+    page = langfuse.api.observations.get_many(
+        session_id=session_id, level="ERROR", fields="core,basic,io"
+    )
+    failed: list[ObservationV2] = page.data
+    return failed
+
+
+def grounding_by_trace(langfuse: Langfuse, trace_ids: list[str]) -> dict[str, float]:
+    """Return the stored grounding score of each trace that has one.
+
+    In Langfuse: the column `grounding` in the table of traces; sort by it.
+    """
+    page = langfuse.api.scores.get_many(
+        name="grounding", trace_id=",".join(trace_ids), fields="subject"
+    )
+    return {score.subject.id: float(score.value) for score in page.data}
+
+
+def what_each_step_said(observations: list[ObservationV2]) -> list[tuple[str, str]]:
+    """Return name and output of each step of a trace, in the order in which they began.
+
+    In Langfuse: click through the tree from the top. The first output that is wrong
+    belongs to the step to mend.
+    """
+    return [(node.name or "", str(node.output or "")) for node in observations]
+
+
+def main() -> None:
+    """Five questions in one session: three covered, one that is not, one that fails."""
+    langfuse = connect()
+    client = openai_client()
+    started = datetime.now(UTC)
+    prompt = load_prompt(langfuse)
+    vectors = embed(client, "embed-handbook", handbook())
+    index = dict(zip(handbook(), vectors, strict=True))
+    both: list[Search] = [search_by_words, partial(search_by_meaning, client, index)]
+    broken: list[Search] = [search_archive]
+    *ids, broken_id = [langfuse.create_trace_id() for _ in range(5)]
+    session_id = f"chat-{broken_id[:8]}"
+
+    with propagate_attributes(session_id=session_id, user_id="customer-17", tags=["rag"]):
+        show_section("Four questions, each searched in two ways at once")
+        for question, trace_id in zip(QUESTIONS, ids, strict=True):
+            answer = answer_from_handbook(
+                client, both, question, prompt, langfuse_trace_id=trace_id
+            )
+            show_answer(question, answer)
+        show_section("The first one again, while the search is broken")
+        answer = answer_from_handbook(
+            client, broken, QUESTIONS[0], prompt, langfuse_trace_id=broken_id
+        )
+        show_answer(QUESTIONS[0], answer)
+
+    langfuse.flush()  # hand over what is waiting before anyone asks for it
+    if not tracing_is_on():
+        return
+    show_section("What each step of the second question said, as stored")
+    for name, output in what_each_step_said(read_trace(langfuse, ids[1])):
+        show_result(name, output if len(output) < 90 else f"{output[:90]}…")
+    show_section("How well the passages support each answer")
+    grounding = grounding_by_trace(langfuse, ids)
+    for question, trace_id in zip(QUESTIONS, ids, strict=True):
+        show_result(f"{grounding.get(trace_id, 0):.2f}", question)
+    show_section("The slowest steps of the session, and the failed ones")
+    for name, seconds in p95_by_step(langfuse, session_id, started):
+        show_result(name, f"p95 {seconds * 1000:,.0f} ms")
+    for node in failed_steps(langfuse, session_id):
+        show_result(node.name or "", f"ERROR {node.status_message}")
+    show_section("The wrong answer and the broken search, drawn")
+    show_trace(langfuse, ids[1])
+    show_trace(langfuse, broken_id)
+
+
+if __name__ == "__main__":
+    main()
