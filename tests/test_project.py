@@ -3,6 +3,7 @@
 import builtins
 import re
 import symtable
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,34 @@ def test_arrows_point_down_only() -> None:
             assert {name for name in imported if name.startswith("common")} <= {"common.pricing"}
         elif path.name != "client.py":
             assert not any(name.startswith("local_langfuse") for name in imported), path
+
+
+def test_the_readme_draws_the_trees_that_the_lessons_promise() -> None:
+    blocks = README.split("```text\n")[2:]
+    assert len(blocks) == len(LESSONS)
+    for block, lesson in zip(blocks, LESSONS, strict=True):
+        docstring = (TOP / lesson).read_text().split('"""')[1]
+        tree = textwrap.indent(block.split("\n```")[0], "    ")
+        assert f"\n{tree}\n" in docstring, lesson
+
+
+def test_every_message_under_troubleshooting_is_one_that_we_print() -> None:
+    table = README.split("## Troubleshooting")[1].split("\n## ")[0]
+    sources = "".join(path.read_text() for path in SOURCES)
+    plain = re.sub(r'"\s*f?"', "", sources)  # joins the parts of a message
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert len(rows) > 15
+    for message in re.findall(r"`([^`]+)`", "".join(rows)):
+        known = message.replace("LANGFUSE_SECRET_KEY ", "{missing} ").replace("(401)", "({status})")
+        assert known in plain, message
+
+
+def test_the_calls_that_the_readme_names_exist() -> None:
+    import langfuse
+    from langfuse import Langfuse
+
+    table = README.split("## Coming from SDK")[1].split("\n## ")[0]
+    today = [line.split("|")[2] for line in table.splitlines() if line.startswith("| `")]
+    names = set(re.findall(r"\b([a-z_]+)\(", "".join(today)))
+    of_other_objects = {"get_many", "metrics", "score", "parse"}
+    assert names - {*dir(langfuse), *dir(Langfuse)} == of_other_objects
