@@ -12,13 +12,13 @@ The traces have these shapes:
 
     write-answer             generation  x 7
 
-    answer-request           chain       x 180
+    answer-request           chain       x 185
       write-answer           generation
 
-    answer-request           chain       x 106
+    answer-request           chain       x 107
       answer-from-cache      span
 
-    answer-request           chain       x 14
+    answer-request           chain       x 8
       classify-question      generation
 
     answer-within-budget     chain       x 4
@@ -28,20 +28,20 @@ The traces have these shapes:
     answer-within-budget     chain
       check-budget           guardrail
 
-Try next: double USER_LIMIT, and predict which of the questions is refused then.
+Try next: set USER_LIMIT to Decimal("0.00009"), and predict which questions are refused.
 """
 
 import asyncio
 import csv
 import json
-import random
 import threading
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,32 +50,25 @@ from langfuse import Langfuse, get_client, observe, propagate_attributes
 from langfuse.api import ObservationV2
 from langfuse.openai import AsyncOpenAI, OpenAI
 
+from common import console
 from common.client import connect, tracing_is_on
-from common.console import (
-    fail,
-    progress,
-    show_answer,
-    show_bars,
-    show_line,
-    show_result,
-    show_section,
-    show_table,
-    show_trace,
-    waiting,
-)
+from common.console import show_answer, show_bars, show_line, show_result, show_section, show_table
 from common.llm import async_openai_client, model_name, openai_client
 from common.pricing import cost_by_bucket, cost_of, price_of, usage_buckets
 from common.readback import poll
 from common.retriever import handbook, search
 from common.settings import TOP, read_settings
 from common.tokens import count_message_tokens
+from common.traffic import COMMON_QUESTIONS, OWN_MODEL, Request, plan_traffic
 
 QUESTION = "Can I return shoes after 20 days?"
 COMPARED_MODELS = ["gpt-4.1-nano", "gpt-4o-mini", "gpt-4o", "gpt-5-mini"]
 TRAFFIC = 300  # requests of the simulated day
 USER_LIMIT = Decimal("0.00012")  # USD a user may spend in a day
 MAX_TOKENS = 100
+SORRY = "Sorry, I cannot answer at the moment."
 Messages = list[dict[str, Any]]
+Usage = dict[str, Any]
 Rows = list[dict[str, Any]]
 
 
@@ -85,6 +78,25 @@ Rows = list[dict[str, Any]]
 # differ where the provider adds to the prompt, such as tools and a chat format of its own.
 
 
+@dataclass
+class Ledger:
+    """What the calls have cost by their own report: USD by model, and calls without a price."""
+
+    usd: defaultdict[str, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
+    unpriced: Counter[str] = field(default_factory=Counter)
+    calls: int = 0
+
+    def add(self, model: str, usage: Usage) -> Decimal | None:
+        """Enter one call and return its cost in USD, None where the price is unknown."""
+        cost = cost_of(model, usage)
+        self.calls += 1
+        if cost is None:
+            self.unpriced[model] += 1
+        else:
+            self.usd[model] += cost
+        return cost
+
+
 def messages_about(question: str, passages: list[str]) -> Messages:
     """Return the chat that asks for an answer from these passages."""
     system = "Answer in one sentence, only from these passages:\n" + "\n".join(passages)
@@ -92,20 +104,18 @@ def messages_about(question: str, passages: list[str]) -> Messages:
 
 
 def ask(
-    client: OpenAI, model: str, messages: Messages, trace_id: str
-) -> tuple[str, dict[str, Any]]:
-    """Return the model's dated name, and the usage it reports, in tokens.
+    client: OpenAI, ledger: Ledger, model: str, messages: Messages
+) -> tuple[str, str, Usage, Decimal | None]:
+    """Return the answer, the model's dated name, its usage in tokens, and the cost in USD.
 
     In Langfuse: select `write-answer`; the same numbers stand under usage.
     """
     response = client.chat.completions.create(
-        name="write-answer",
-        model=model,
-        messages=messages,
-        max_completion_tokens=MAX_TOKENS,
-        trace_id=trace_id,
+        name="write-answer", model=model, messages=messages, max_completion_tokens=MAX_TOKENS
     )
-    return response.model, response.usage.model_dump() if response.usage else {}
+    usage = response.usage.model_dump() if response.usage else {}
+    cost = ledger.add(response.model, usage)
+    return response.choices[0].message.content or "", response.model, usage, cost
 
 
 # %% 2. Turn usage into dollars, bucket by bucket
@@ -115,10 +125,11 @@ def ask(
 # without a price costs an unknown amount, which is not nothing.
 
 
-def cost_table(model: str, usage: dict[str, Any]) -> list[tuple[str, int, str]]:
+def cost_table(model: str, usage: Usage) -> list[tuple[str, int, str]]:
     """Return bucket, tokens and cost in USD of one call, the total last.
 
-    In Langfuse: hover over the cost of a generation for the same table.
+    In Langfuse: the cost of a generation opens into the same rows. A bucket without a
+    price is missing there, and costs nothing as far as Langfuse knows.
     """
     costs = cost_by_bucket(model, usage)
     if costs is None:
@@ -135,18 +146,21 @@ def cost_table(model: str, usage: dict[str, Any]) -> list[tuple[str, int, str]]:
 
 
 def compare_models(
-    client: OpenAI, models: list[str], messages: Messages, trace_ids: list[str]
-) -> Iterable[tuple[str, dict[str, Any], Decimal | None]]:
-    """Yield each model's name, usage and cost in USD; models that are not offered are left out.
+    client: OpenAI, ledger: Ledger, models: list[str], messages: Messages
+) -> Iterator[tuple[str, int, int, str]]:
+    """Yield model, tokens in and out, and USD per 1,000 answers; one not offered is left out.
 
     In Langfuse: filter generations by name, group by model, and compare cost and latency.
     """
-    for model, trace_id in zip(models, trace_ids, strict=True):
+    for model in models:
         try:
-            answered, usage = ask(client, model, messages, trace_id)
+            _, answered, usage, cost = ask(client, ledger, model, messages)
         except openai.NotFoundError:
+            ledger.calls += 1
             continue
-        yield answered, usage, cost_of(answered, usage)
+        tokens_in, tokens_out = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
+        price = "unknown" if cost is None else f"{1000 * cost:.4f}"
+        yield answered, tokens_in, tokens_out, price
 
 
 # %% 4. Send a day of traffic, and keep a ledger of it
@@ -155,99 +169,45 @@ def compare_models(
 # span, not a generation: it has no tokens, and says what it saved. The ledger adds up
 # what the responses report, in Decimal, to be compared with what Langfuse has stored.
 
-
-@dataclass(frozen=True)
-class Request:
-    """One question of the simulated day, and on whose behalf it is asked."""
-
-    question: str
-    model: str
-    team: str
-    feature: str
-    user: str | None
+Answer = tuple[str, Decimal | None]
+Cache = dict[tuple[str, str], asyncio.Task[Answer]]
 
 
-@dataclass
-class Ledger:
-    """What the calls have cost by their own account: USD by model, and calls without a price."""
-
-    usd: defaultdict[str, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
-    unpriced: Counter[str] = field(default_factory=Counter)
-    calls: int = 0
-
-    def add(self, model: str, usage: dict[str, Any]) -> Decimal:
-        """Enter one call and return its cost in USD, 0 where the price is unknown."""
-        cost = cost_of(model, usage)
-        self.calls += 1
-        if cost is None:
-            self.unpriced[model] += 1
-        else:
-            self.usd[model] += cost
-        return cost or Decimal(0)
-
-
-COMMON_QUESTIONS = [
-    "What does express delivery cost?",
-    "How long is the warranty?",
-    "Can I pay by invoice?",
-    "Are your shoes small?",
-]
-TEAMS = {"support": ["chat", "mail"], "sales": ["chat", "offers"], "logistics": ["tracking"]}
-USERS = ["ada", "bob", "cyd", "dan", "eve", "fay", None]  # None: a job that runs at night
-OWN_MODEL = "shop-topics"  # our own, traced by hand; Langfuse has no price for it
-MISSING_MODEL = "gpt-4o-minni"  # a typing error in the configuration of one feature
-
-
-def plan_traffic(count: int, model: str, seed: int = 4) -> list[Request]:
-    """Return a day's requests; the same seed gives the same day."""
-    dice = random.Random(seed)  # noqa: S311  a simulation, not a secret
-    day = []
-    for number in range(count):
-        team = dice.choice(sorted(TEAMS))
-        feature = dice.choice(TEAMS[team])
-        fresh = f"When will order A-{1000 + number} be delivered?"
-        question = dice.choice(COMMON_QUESTIONS) if dice.random() < 0.4 else fresh
-        asked = dice.choices([model, OWN_MODEL], weights=[19, 1])[0]
-        if feature == "offers" and dice.random() < 0.2:
-            asked = MISSING_MODEL
-        day.append(Request(question, asked, team, feature, dice.choice(USERS)))
-    return day
-
-
-async def write_answer(
-    client: AsyncOpenAI, request: Request, ledger: Ledger
-) -> tuple[str, Decimal]:
+async def write_answer(client: AsyncOpenAI, ledger: Ledger, request: Request) -> Answer:
     """Ask the model, enter the call in the ledger, and return answer and cost in USD."""
     passages = [passage.text for passage in search(request.question)]
-    response = await client.chat.completions.create(
-        name="write-answer",
-        model=request.model,
-        messages=messages_about(request.question, passages),
-        max_completion_tokens=MAX_TOKENS,
-    )
+    try:
+        response = await client.chat.completions.create(
+            name="write-answer",
+            model=request.model,
+            messages=messages_about(request.question, passages),
+            max_completion_tokens=MAX_TOKENS,
+        )
+    except openai.OpenAIError:
+        ledger.calls += 1
+        raise
     usage = response.usage.model_dump() if response.usage else {}
     return response.choices[0].message.content or "", ledger.add(response.model, usage)
 
 
 @observe(name="classify-question", as_type="generation", capture_input=False)
-async def classify_question(question: str, ledger: Ledger) -> tuple[str, Decimal]:
+async def classify_question(ledger: Ledger, request: Request) -> Answer:
     """Sort a question with a model that has no price: usage is known, cost is not.
 
     In Langfuse: the generation has tokens and no cost. It is missing from every sum, and
     only a count of calls without a cost shows that.
     """
-    usage = {"input": len(question.split()), "output": 1}
-    topic = "tracking" if "order" in question else "other"
-    get_client().update_current_generation(model=OWN_MODEL, input=question, usage_details=usage)
-    return topic, ledger.add(OWN_MODEL, usage)
-
-
-Cache = dict[tuple[str, str], asyncio.Task[tuple[str, Decimal]]]
+    usage = {"input": len(request.question.split()), "output": 1}
+    topic = "tracking" if "order" in request.question else "other"
+    get_client().update_current_generation(
+        model=request.model, input=request.question, output=topic, usage_details=usage
+    )
+    return topic, ledger.add(request.model, usage)
 
 
 @observe(name="answer-request", as_type="chain", capture_input=False)
 async def answer_request(
-    client: AsyncOpenAI, request: Request, cache: Cache, ledger: Ledger
+    client: AsyncOpenAI, ledger: Ledger, cache: Cache, request: Request
 ) -> str:
     """Answer from the cache, or ask the model and remember the answer.
 
@@ -257,25 +217,29 @@ async def answer_request(
     langfuse = get_client()
     langfuse.update_current_span(input=request.question)
     key = request.model, request.question
-    if key in cache:
-        with langfuse.start_as_current_observation(
-            name="answer-from-cache", input=request.question
-        ) as span:
-            answer, saved = await cache[key]  # asked but not yet answered counts, too
-            span.update(output=answer, metadata={"cached": True, "saved_usd": str(saved)})
-        return answer
-    own = request.model == OWN_MODEL
-    call = (
-        classify_question(request.question, ledger)
-        if own
-        else write_answer(client, request, ledger)
-    )
-    cache[key] = asyncio.create_task(call)
+    is_new = key not in cache
+    if is_new:
+        own = request.model == OWN_MODEL
+        call = classify_question(ledger, request) if own else write_answer(client, ledger, request)
+        cache[key] = asyncio.create_task(call)
+        cache[key].add_done_callback(partial(forget_failure, cache, key))
     try:
-        return (await cache[key])[0]
-    except openai.NotFoundError:
-        del cache[key]  # a failure is not an answer
-        return "Sorry, I cannot answer at the moment."
+        # Shielded: one user who leaves must not take the answer from the others who wait.
+        answer, cost = await asyncio.shield(cache[key])
+    except openai.OpenAIError:
+        return SORRY
+    if not is_new:
+        saved = {"cached": True, "saved_usd": "unknown" if cost is None else str(cost)}
+        langfuse.start_observation(
+            name="answer-from-cache", input=request.question, output=answer, metadata=saved
+        ).end()
+    return answer
+
+
+def forget_failure(cache: Cache, key: tuple[str, str], task: asyncio.Task[Answer]) -> None:
+    """Take a call that failed out of the cache: a failure is not an answer."""
+    if task.cancelled() or task.exception():
+        cache.pop(key, None)
 
 
 async def send_traffic(
@@ -287,17 +251,17 @@ async def send_traffic(
     chart; `run` in the metadata tells this run from the others.
     """
     cache: Cache = {}
-    lanes = asyncio.Semaphore(20)
+    twenty = asyncio.Semaphore(20)
     async with async_openai_client() as client:
 
         async def answer(request: Request) -> None:
-            async with lanes:
+            async with twenty:
                 with propagate_attributes(
                     user_id=request.user,
                     tags=[f"team:{request.team}", f"feature:{request.feature}"],
                     metadata={"run": run},
                 ):
-                    await answer_request(client, request, cache, ledger)
+                    await answer_request(client, ledger, cache, request)
             done()
 
         await asyncio.gather(*(answer(request) for request in day))
@@ -314,11 +278,20 @@ class BudgetExceededError(RuntimeError):
     """A user has spent what the budget allows for now."""
 
 
+@dataclass
+class Reservation:
+    """What one call may cost, or has cost, in USD; `at` is the budget's clock in seconds."""
+
+    at: float
+    usd: Decimal
+
+
 class Budget:
     """A limit in USD per user over a rolling window; safe under threads and asyncio.
 
-    `alert` is called once when a user passes 80 % of the limit, and again only after the
-    user has been below it.
+    It lives in this process: several servers need one that is kept in a database. `alert`
+    is called once a window, when what a user has spent and reserved reaches 80 % of the
+    limit; it must not raise.
     """
 
     def __init__(
@@ -328,40 +301,37 @@ class Budget:
         alert: Callable[[str, Decimal], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.limit, self.alert, self.clock = limit, alert, clock
-        self._seconds = window.total_seconds()
-        self._entries: defaultdict[str, deque[list[Any]]] = defaultdict(deque)
-        self._alerted: set[str] = set()
+        self.limit, self.window, self.alert, self.clock = limit, window, alert, clock
+        self._taken: defaultdict[str, list[Reservation]] = defaultdict(list)
+        self._alerted_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def reserve(self, user: str, worst_case: Decimal) -> list[Any]:
-        """Set the worst case aside and return the entry to settle; raise when it is too much."""
+    def reserve(self, user: str, worst_case: Decimal) -> Reservation:
+        """Set the worst case aside and return what to settle; raise when it is too much."""
         with self._lock:
-            now, entries = self.clock(), self._entries[user]
-            while entries and entries[0][0] <= now - self._seconds:
-                entries.popleft()
-            taken = sum((usd for _, usd in entries), start=worst_case)
-            if taken > self.limit:
+            now = self.clock()
+            oldest = now - self.window.total_seconds()
+            self._taken[user] = [each for each in self._taken[user] if each.at > oldest]
+            taken = sum((each.usd for each in self._taken[user]), start=Decimal(0))
+            if taken + worst_case > self.limit:
                 raise BudgetExceededError(
-                    f"{user} would pass the limit of ${self.limit} (with ${taken:f}); "
-                    f"the oldest of it expires in {self._wait(entries, now):,.0f} s"
+                    f"{user} has spent ${taken:.6f} of ${self.limit}, "
+                    f"and this answer may cost ${worst_case:.6f}"
                 )
-            entry = [now, worst_case]
-            entries.append(entry)
-            near = taken >= self.limit * Decimal("0.8")
-            must_alert = near and user not in self._alerted
-            (self._alerted.add if near else self._alerted.discard)(user)
+            reserved = Reservation(now, worst_case)
+            self._taken[user].append(reserved)
+            share = (taken + worst_case) / self.limit
+            must_alert = share >= Decimal("0.8") and self._alerted_at.get(user, oldest) <= oldest
+            if must_alert:
+                self._alerted_at[user] = now
         if must_alert:
-            self.alert(user, taken / self.limit)
-        return entry
+            self.alert(user, share)
+        return reserved
 
-    def settle(self, entry: list[Any], cost: Decimal) -> None:
-        """Replace what was reserved by what the call has cost in USD; 0 if it failed."""
+    def settle(self, reserved: Reservation, cost: Decimal) -> None:
+        """Replace what was reserved by what the call has cost in USD."""
         with self._lock:
-            entry[1] = cost
-
-    def _wait(self, entries: deque[list[Any]], now: float) -> float:
-        return max(0.0, entries[0][0] + self._seconds - now) if entries else self._seconds
+            reserved.usd = cost
 
 
 def worst_case(model: str, messages: Messages, max_tokens: int) -> Decimal:
@@ -380,85 +350,84 @@ def worst_case(model: str, messages: Messages, max_tokens: int) -> Decimal:
 
 
 @observe(name="check-budget", as_type="guardrail", capture_input=False, capture_output=False)
-def check_budget(budget: Budget, user: str, usd: Decimal) -> list[Any]:
+def check_budget(budget: Budget, user: str, usd: Decimal) -> Reservation:
     """Reserve the worst case; a refusal leaves this step as an ERROR with its reason.
 
-    In Langfuse: filter by name `check-budget` and level ERROR to see who was stopped.
+    In Langfuse: filter by name `check-budget` and level ERROR to see who was stopped. A
+    guardrail is a step that may forbid the ones after it.
     """
     langfuse = get_client()
     langfuse.update_current_span(input={"user": user, "worst_case_usd": str(usd)})
-    entry = budget.reserve(user, usd)
+    reserved = budget.reserve(user, usd)
     langfuse.update_current_span(output="within the budget")
-    return entry
+    return reserved
 
 
 @observe(name="answer-within-budget", as_type="chain", capture_input=False)
-def answer_within_budget(client: OpenAI, budget: Budget, user: str, question: str) -> str:
+def answer_within_budget(
+    client: OpenAI, ledger: Ledger, budget: Budget, user: str, question: str
+) -> str:
     """Answer if the user's budget allows it, else say why not; nothing is spent then."""
     get_client().update_current_span(input=question)
     messages = messages_about(question, [passage.text for passage in search(question)])
     try:
-        entry = check_budget(budget, user, worst_case(model_name(), messages, MAX_TOKENS))
+        reserved = check_budget(budget, user, worst_case(model_name(), messages, MAX_TOKENS))
     except BudgetExceededError as error:
         return f"Refused: {error}."
-    cost = Decimal(0)
-    try:
-        response = client.chat.completions.create(
-            name="write-answer",
-            model=model_name(),
-            messages=messages,
-            max_completion_tokens=MAX_TOKENS,
-        )
-        usage = response.usage.model_dump() if response.usage else {}
-        cost = cost_of(response.model, usage) or cost
-    finally:
-        budget.settle(entry, cost)
-    return response.choices[0].message.content or ""
+    # Where this fails the worst case stays reserved: the provider may have billed it.
+    answer, _, _, cost = ask(client, ledger, model_name(), messages)
+    if cost is not None:
+        budget.settle(reserved, cost)
+    return answer
 
 
-def spend_a_budget(client: OpenAI, alert: Callable[[str, Decimal], None]) -> list[tuple[str, str]]:
-    """Ask until the budget refuses, and once more a day later; return questions and answers.
-
-    In Langfuse: four traces with an answer, one without. The refused one cost nothing.
-    """
+def spend_a_budget(
+    client: OpenAI, ledger: Ledger, user: str, alert: Callable[[str, Decimal], None]
+) -> Iterator[tuple[str, str]]:
+    """Ask until the budget refuses, and once more a day later; yield questions and answers."""
     seconds = [0.0]  # a clock that can be put forward
     budget = Budget(USER_LIMIT, timedelta(days=1), alert, clock=lambda: seconds[0])
-    told = [
-        (asked, answer_within_budget(client, budget, "ada", asked)) for asked in COMMON_QUESTIONS
-    ]
-    seconds[0] += 24 * 3600
-    return [*told, (QUESTION, answer_within_budget(client, budget, "ada", QUESTION))]
+    with propagate_attributes(user_id=user):
+        for question in COMMON_QUESTIONS:
+            yield question, answer_within_budget(client, ledger, budget, user, question)
+        seconds[0] += 24 * 3600
+        answer = answer_within_budget(client, ledger, budget, user, QUESTION)
+        yield f"{QUESTION} (asked a day later)", answer
 
 
-# %% 6. Let Langfuse add it up, and compare
+def warn(user: str, share: Decimal) -> None:
+    """Print a budget's alert; in production this posts to a chat or a pager."""
+    show_line(f"  Alert: {user} has up to {share:.0%} of the budget spent or reserved", "yellow")
+
+
+# %% 6. Let Langfuse add it up
 #
 # The Metrics API sums where the data lies: no paging through a million calls. Averages
-# hide the slow tail, so ask for the 95th percentile. A report is only worth its numbers
-# when they agree with an account that was kept independently.
+# hide the slow tail, so ask for the 95th percentile. A sum leaves out what has no price,
+# so count that, too.
 
-AGREE_WITHIN = Decimal("0.000000001")  # USD: a server rounds its sums
-Measure = tuple[str, str]  # what, and how it is aggregated
-SLOWEST = ("latency", "max")
-IN_METADATA = {"type": "stringObject", "column": "metadata", "operator": "="}
-COST, TOKENS, CALLS = ("totalCost", "sum"), ("totalTokens", "sum"), ("count", "count")
+IN_RUN = {"type": "stringObject", "column": "metadata", "key": "run", "operator": "="}
 
 
-def ask_metrics(
-    langfuse: Langfuse, run: str, measures: list[Measure], dimension: str = "", **more: Any
-) -> Rows:
-    """Return one row a value of the dimension, over the generations of this run.
+def ask_metrics(langfuse: Langfuse, run: str, *measures: str, by: str = "", **more: Any) -> Rows:
+    """Return one row a value of the dimension `by`, over the generations of this run.
 
-    In Langfuse: the same query builds a chart under Dashboards. Users are many, so the
-    API gives only the top of them, sorted by a measure.
+    A measure is written as its column is named: `ask_metrics(…, "sum_totalCost")`.
+
+    In Langfuse: the same query builds a chart under Dashboards. Of users and traces, which
+    are many, the API gives only the first hundred, sorted by the first measure.
     """
     now = datetime.now(UTC)
+    pairs = [measure.split("_") for measure in measures]
     query = {
         "view": "observations",
-        "metrics": [{"measure": what, "aggregation": how} for what, how in measures],
-        "dimensions": [{"field": dimension}] if dimension else [],
+        "metrics": [{"measure": what, "aggregation": how} for how, what in pairs],
+        "dimensions": [{"field": by}] if by else [],
+        "orderBy": [{"field": measures[0], "direction": "desc"}] if by else [],
+        "config": {"row_limit": 100},
         "filters": [
             {"type": "string", "column": "type", "operator": "=", "value": "GENERATION"},
-            {**IN_METADATA, "key": "run", "value": run},
+            {**IN_RUN, "value": run},
         ],
         "fromTimestamp": (now - timedelta(days=7)).isoformat(),
         "toTimestamp": (now + timedelta(minutes=1)).isoformat(),
@@ -468,49 +437,33 @@ def ask_metrics(
     return rows
 
 
-def highest(measure: Measure, count: int) -> dict[str, Any]:
-    """Return what a query needs to be sorted by a measure and cut after so many rows."""
-    order = {"field": f"{measure[1]}_{measure[0]}", "direction": "desc"}
-    return {"orderBy": [order], "config": {"row_limit": count}}
+def usd_of(row: dict[str, Any]) -> Decimal:
+    """Return the summed cost of a row in USD, rounded to a billionth."""
+    return round(Decimal(str(row["sum_totalCost"] or 0)), 9)
 
 
-def by_tag(rows: Rows, prefix: str) -> dict[str, Decimal]:
-    """Add up the cost in USD of rows that are grouped by tags, by the tag with this prefix.
+def by_label(rows: Rows, column: str, prefix: str = "") -> dict[str, Decimal]:
+    """Add up USD by the value of a column, or by its tag with this prefix; else `unknown`.
 
-    `by_tag([{"tags": ["team:a", "x"], "sum_totalCost": 1}], "team:") -> {"a": Decimal("1")}`
+    `by_label([{"tags": ["team:a"], "sum_totalCost": 1}], "tags", "team:") -> {"a": 1}`
     """
     usd: defaultdict[str, Decimal] = defaultdict(Decimal)
     for row in rows:
-        named = [tag.removeprefix(prefix) for tag in row["tags"] or [] if tag.startswith(prefix)]
-        usd[named[0] if named else "unknown"] += usd_of(row)
-    return dict(sorted(usd.items(), key=lambda item: -item[1]))
+        values = row[column] if isinstance(row[column], list) else [row[column]]
+        names = [value.removeprefix(prefix) for value in values if value and prefix in value]
+        usd[names[0] if names else "unknown"] += usd_of(row)
+    return {name: amount for name, amount in usd.items() if amount}
 
 
-def usd_of(row: dict[str, Any]) -> Decimal:
-    """Return the summed cost of a row in USD; a row without any cost has 0."""
-    return Decimal(str(row["sum_totalCost"] or 0))
-
-
-def differences(ledger: Ledger, rows: Rows) -> list[tuple[str, Decimal, Decimal]]:
-    """Return each model whose stored cost is not the ledger's: model, ours, theirs, in USD."""
-    stored = {row["providedModelName"]: usd_of(row) for row in rows}
-    ours: dict[str, Decimal] = {**dict.fromkeys(stored, Decimal(0)), **ledger.usd}
-    for account in (ours, stored):
-        account["total"] = sum(account.values(), start=Decimal(0))
-    compared = [(model, ours[model], stored.get(model, Decimal(0))) for model in ours]
-    return [row for row in compared if abs(row[1] - row[2]) > AGREE_WITHIN]
-
-
-def observations_of_run(langfuse: Langfuse, run: str, **wanted: Any) -> Iterable[ObservationV2]:
+def observations_of_run(langfuse: Langfuse, run: str, **wanted: Any) -> Iterator[ObservationV2]:
     """Yield all observations of a run, page by page until there is no cursor left.
 
     In Langfuse: the table of observations with a filter on the metadata key `run`.
     """
-    same_run = {**IN_METADATA, "key": "run", "value": run}
     cursor = None
     while True:
         page = langfuse.api.observations.get_many(
-            filter=json.dumps([same_run]),
+            filter=json.dumps([{**IN_RUN, "value": run}]),
             fields="core,basic,metadata,model,usage",
             limit=500,
             cursor=cursor,
@@ -522,160 +475,144 @@ def observations_of_run(langfuse: Langfuse, run: str, **wanted: Any) -> Iterable
             return
 
 
-def saved_by_cache(cached: Iterable[ObservationV2]) -> tuple[int, Decimal]:
-    """Return how many answers came from the cache, and what their first calls had cost in USD."""
-    saved = [Decimal((node.metadata or {}).get("saved_usd", "0")) for node in cached]
-    return len(saved), sum(saved, start=Decimal(0))
-
-
 def calls_without_cost(generations: Iterable[ObservationV2]) -> Counter[str]:
-    """Return how many calls have no stored cost, by model: they are missing from every sum."""
+    """Return how many answered calls have no stored cost, by model: no sum contains them."""
+    answered = (node for node in generations if node.level != "ERROR")
     return Counter(
-        node.model or "no model" for node in generations if "total" not in (node.cost_details or {})
+        node.model or "no model" for node in answered if "total" not in (node.cost_details or {})
     )
 
 
-# %% 7. Hand the report to a spreadsheet
+def saved_by_cache(cached: Iterable[ObservationV2]) -> tuple[int, Decimal]:
+    """Return how many answers came from the cache, and what their first calls had cost in USD."""
+    saved = [(node.metadata or {}).get("saved_usd", "unknown") for node in cached]
+    return len(saved), sum((Decimal(usd) for usd in saved if usd != "unknown"), start=Decimal(0))
 
 
-def write_csv(path: Path, rows: Iterable[tuple[object, ...]]) -> int:
-    """Write rows to a CSV file and return how many.
+# %% 7. Hold the sum against an account of your own
+#
+# A report is only worth its numbers when they agree with one that was kept independently.
 
-    Names come from traces: a cell that a spreadsheet would run as a formula gets a quote
-    before it.
-    """
+AGREE_WITHIN = Decimal("0.000000001")  # USD: a server rounds its sums
+
+
+def differences(ledger: Ledger, stored: dict[str, Decimal]) -> list[tuple[str, Decimal, Decimal]]:
+    """Return each model whose stored cost is not the ledger's: model, ours, theirs, in USD."""
+    none = Decimal(0)
+    models = dict.fromkeys([*ledger.usd, *stored])
+    rows = [(model, ledger.usd.get(model, none), stored.get(model, none)) for model in models]
+    rows.append(("total", sum(ledger.usd.values(), none), sum(stored.values(), none)))
+    return [row for row in rows if abs(row[1] - row[2]) > AGREE_WITHIN]
+
+
+# %% 8. Hand the report to a spreadsheet
+#
+# Names come from traces, and a spreadsheet runs a cell that begins with "=" as a formula.
+
+
+def write_csv(path: Path, rows: Iterable[tuple[str, str, object]]) -> None:
+    """Write kind, name and USD to a CSV file; a name like a formula gets a quote before it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        cells = [
-            [f"'{cell}" if str(cell)[:1] in "=+-@\t" and cell else cell for cell in row]
-            for row in rows
-        ]
-        csv.writer(file).writerows(cells)
-    return len(cells)
-
-
-def cost_text(model: str, usd: Decimal, unpriced: Counter[str]) -> str:
-    """Return a model's cost for people: what has no price is unknown, and not $0."""
-    return f"unknown for {unpriced[model]} calls" if model in unpriced else f"${usd:.6f}"
+        for kind, name, usd in rows:
+            safe = f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+            csv.writer(file).writerow([kind, safe, usd])
 
 
 def show_report(langfuse: Langfuse, run: str, ledger: Ledger) -> None:
     """Print what Langfuse adds up, hold it against the ledger, and write it to a file."""
-    show_section("6. Let Langfuse add it up, and compare")
-    with waiting("Waiting until every call is stored"):
-        poll(
-            lambda: ask_metrics(langfuse, run, [CALLS]),
-            until=lambda rows: sum(int(row["count_count"]) for row in rows) >= ledger.calls,
+    show_section("6. Let Langfuse add it up: USD by model, team, user and day")
+    with console.waiting("Waiting until every call is stored"):
+        [stored] = poll(
+            lambda: ask_metrics(langfuse, run, "count_count"),
+            until=lambda rows: int(rows[0]["count_count"]) >= ledger.calls,
         )
-    models = ask_metrics(langfuse, run, [CALLS, TOKENS, COST], "providedModelName")
-    levels = ask_metrics(langfuse, run, [CALLS, ("latency", "p95")], "level")
-    users = ask_metrics(langfuse, run, [COST], "userId", **highest(COST, 100))
-    days = ask_metrics(langfuse, run, [COST], timeDimension={"granularity": "day"})
-    teams = by_tag(ask_metrics(langfuse, run, [COST], "tags"), "team:")
-    [dearest] = ask_metrics(langfuse, run, [COST], "traceId", **highest(COST, 1))
-    [slowest] = ask_metrics(langfuse, run, [SLOWEST], "traceId", **highest(SLOWEST, 1))
-    unpriced = calls_without_cost(observations_of_run(langfuse, run, type="GENERATION"))
-    show_table(
-        ("model", "calls", "tokens", "cost"),
-        [
-            (
-                name,
-                row["count_count"],
-                row["sum_totalTokens"],
-                cost_text(name, usd_of(row), unpriced),
-            )
-            for row in models
-            if (name := row["providedModelName"])
-        ],
+    if int(stored["count_count"]) < ledger.calls:
+        console.fail(f"Only {stored['count_count']} of {ledger.calls} calls are stored.", 1)
+    models = by_label(
+        ask_metrics(langfuse, run, "sum_totalCost", by="providedModelName"), "providedModelName"
     )
-    for row in levels:
-        show_result(row["level"], f"{row['count_count']} calls, p95 {row['p95_latency']:.0f} ms")
-    for bars in (
-        teams,
-        {row["userId"] or "unknown": usd_of(row) for row in users},
-        {row["time_dimension"]: usd_of(row) for row in days},
-    ):
+    teams = by_label(ask_metrics(langfuse, run, "sum_totalCost", by="tags"), "tags", "team:")
+    users = by_label(ask_metrics(langfuse, run, "sum_totalCost", by="userId"), "userId")
+    per_day: dict[str, Any] = {"timeDimension": {"granularity": "day"}}
+    days = by_label(ask_metrics(langfuse, run, "sum_totalCost", **per_day), "time_dimension")
+    for bars in (models, teams, users, days):
         show_bars(bars)
-    hits, saved = saved_by_cache(observations_of_run(langfuse, run, name="answer-from-cache"))
     show_line("")
+    unpriced = calls_without_cost(observations_of_run(langfuse, run, type="GENERATION"))
+    for model, calls in unpriced.items():
+        show_result("cost unknown", f"{calls} calls of {model}, in none of these sums")
+    levels = ask_metrics(langfuse, run, "count_count", "p95_latency", by="level")
+    errors = sum(int(row["count_count"]) for row in levels if row["level"] == "ERROR")
+    show_result("errors", f"{errors} of {ledger.calls} calls ({errors / ledger.calls:.1%})")
+    for row in levels:
+        show_result(f"p95 {row['level']}", f"{row['p95_latency']:.0f} ms")
+    hits, saved = saved_by_cache(observations_of_run(langfuse, run, name="answer-from-cache"))
     show_result("from the cache", f"{hits} of {TRAFFIC} ({hits / TRAFFIC:.0%}), saved ${saved:.6f}")
-    show_result("slowest trace", f"{slowest['traceId']}, {slowest['max_latency']:.0f} ms")
-    show_result("dearest trace", f"{dearest['traceId']}, ${usd_of(dearest):.6f}, drawn below")
 
+    show_section("7. Hold the sum against an account of your own")
     wrong = differences(ledger, models)
     for model, ours, theirs in wrong:
-        show_line(f"  {model}: the ledger has ${ours:f}, Langfuse ${theirs:f}", "red")
+        show_line(f"  {model}: the ledger has ${ours:.9f}, Langfuse ${theirs:.9f}", "red")
     if wrong:
-        fail("The report and the ledger do not agree.", 1)
-    show_result("reconciled", f"Langfuse and the ledger agree on ${sum(ledger.usd.values()):f}")
+        console.fail("The report and the ledger do not agree.", 1)
+    total = sum(ledger.usd.values())
+    agreed = f"Langfuse and the ledger agree on ${total:.9f}" if total else "no call has a price"
+    show_result("reconciled", agreed)
 
-    show_section("7. Hand the report to a spreadsheet")
-    rows = [("by", "name", "USD"), *(("team", team, usd) for team, usd in teams.items())]
-    rows += [("user", row["userId"] or "unknown", usd_of(row)) for row in users]
-    rows += [("model", row["providedModelName"], usd_of(row)) for row in models]
+    show_section("8. Hand the report to a spreadsheet")
     path = (TOP / read_settings()["LOCAL_LANGFUSE_DB"].value).with_name("cost.csv")
-    show_result("rows written", f"{write_csv(path, rows)} to {path}")
-    show_trace(langfuse, dearest["traceId"])
+    kinds = {"model": models, "team": teams, "user": users, "day": days}
+    rows = [(kind, name, usd) for kind, part in kinds.items() for name, usd in part.items()]
+    write_csv(path, [("kind", "name", "USD"), *rows, *(("model", name, "") for name in unpriced)])
+    show_result("written", path)
+
+    for title, measure in (("slowest", "max_latency"), ("most expensive", "sum_totalCost")):
+        first = ask_metrics(langfuse, run, measure, by="traceId")[0]
+        show_section(f"The {title} trace")
+        console.show_trace(langfuse, first["traceId"])
 
 
 def main() -> None:
     """Everything that spends first; then the report, read back and held against the ledger."""
     langfuse = connect()
-    client = openai_client()
-    run = langfuse.create_trace_id()[:8]
-    ids = iter([langfuse.create_trace_id() for _ in range(20)])
-    short = messages_about(QUESTION, handbook())
-    long = messages_about(QUESTION, handbook() * 5)
+    client, ledger, run = openai_client(), Ledger(), langfuse.create_trace_id()[:8]
+    short, long = (messages_about(QUESTION, handbook() * times) for times in (1, 5))
+    with propagate_attributes(metadata={"run": run}):
+        show_section("1. Count tokens before the call, and read them after it")
+        show_result("before", count_message_tokens(short, model_name()))
+        _, answered, usage, _ = ask(client, ledger, model_name(), short)
+        show_result("after", f"{usage.get('prompt_tokens', 'unknown')} tokens")
 
-    show_section("1. Count tokens before the call, and read them after it")
-    answered, usage = ask(client, model_name(), short, next(ids))
-    show_result("before", count_message_tokens(short, model_name()))
-    show_result("after", f"{usage['prompt_tokens']} tokens in, {usage['completion_tokens']} out")
+        show_section("2. Turn usage into dollars, bucket by bucket")
+        ask(client, ledger, model_name(), long)
+        _, answered, usage, _ = ask(client, ledger, model_name(), long)  # its beginning is cached
+        show_table((answered, "tokens", "USD"), cost_table(answered, usage))
+        show_table((OWN_MODEL, "tokens", "USD"), cost_table(OWN_MODEL, {"input": 7, "output": 1}))
 
-    show_section("2. Turn usage into dollars, bucket by bucket")
-    ask(client, model_name(), long, next(ids))
-    answered, usage = ask(client, model_name(), long, next(ids))  # now its beginning is cached
-    show_table((answered, "tokens", "USD"), cost_table(answered, usage))
-    show_table((OWN_MODEL, "tokens", "USD"), cost_table(OWN_MODEL, {"input": 7, "output": 1}))
+        show_section("3. Ask the same of several models")
+        compared = list(compare_models(client, ledger, COMPARED_MODELS, short))
+        show_table(("model", "tokens in", "out", "USD per 1,000 answers"), compared)
 
-    show_section("3. Ask the same of several models")
-    compared = list(compare_models(client, COMPARED_MODELS, short, [next(ids) for _ in range(4)]))
-    show_table(
-        ("model", "in", "out", "USD per 1,000"),
-        [
-            (name, used["prompt_tokens"], used["completion_tokens"], f"{1000 * usd:.4f}")
-            for name, used, usd in compared
-            if usd is not None
-        ],
-    )
-    for name, used, _ in compared[-1:]:
-        show_table((name, "tokens", "USD"), cost_table(name, used))
+        show_section("4. Send a day of traffic, and keep a ledger of it")
+        day = plan_traffic(TRAFFIC, model_name())
+        with console.progress("Answering", len(day)) as done:
+            asyncio.run(send_traffic(day, run, ledger, done))
+        show_result("requests", len(day))
+        show_result("calls until now", f"{ledger.calls}; the other answers came from the cache")
+        for model, calls in ledger.unpriced.items():
+            show_result("without a price", f"{calls} calls of {model}")
 
-    show_section("4. Send a day of traffic, and keep a ledger of it")
-    ledger = Ledger()
-    day = plan_traffic(TRAFFIC, model_name())
-    with progress("Answering", len(day)) as done:
-        asyncio.run(send_traffic(day, run, ledger, done))
-    show_result("requests", len(day))
-    show_result("calls", ledger.calls)
-    for model, usd in ledger.usd.items():
-        show_result(model, f"${usd:.6f}")
-    for model, calls in ledger.unpriced.items():
-        show_result(model, f"{calls} calls, cost unknown")
-
-    show_section("5. Stop before the money is spent")
-    if price_of(model_name()) is None:
-        show_line(f"  {model_name()} has no price, and a budget cannot hold what it cannot count.")
-    else:
-        told = spend_a_budget(
-            client,
-            lambda user, share: show_line(f"  Alert: {user} is at {share:.0%} of the budget"),
-        )
-        for question, answer in told:
-            show_answer(question, answer)
-
+        show_section("5. Stop before the money is spent")
+        if price_of(model_name()) is None:
+            show_line(f"  {model_name()} has no price: a budget cannot hold what it cannot count.")
+        else:
+            for question, answer in spend_a_budget(client, ledger, "gus", warn):
+                show_answer(question, answer)
     langfuse.flush()  # hand over what is waiting before anyone adds it up
-    if tracing_is_on():
+    if not tracing_is_on() or float(read_settings()["LANGFUSE_SAMPLE_RATE"].value) < 1:
+        show_line("  No report: tracing is off, or LANGFUSE_SAMPLE_RATE leaves traces out.")
+    else:
         show_report(langfuse, run, ledger)
 
 

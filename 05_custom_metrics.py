@@ -22,11 +22,12 @@ The traces have these shapes:
       experiment-item-evaluation     span
         contains_expected            evaluator
 
-Try next: exchange the texts of BASELINE and CANDIDATE, run again, and look at the exit
-status: the gate now refuses the change.
+Try next: give CANDIDATE the value of BASELINE and BASELINE that of CANDIDATE, run again,
+and look at the last line and at `echo $?`: the gate refuses the change.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -40,7 +41,6 @@ from langfuse import (
     observe,
     propagate_attributes,
 )
-from langfuse.api import DatasetItem
 from langfuse.experiment import ExperimentResult
 from langfuse.openai import OpenAI
 from pydantic import BaseModel, Field
@@ -49,6 +49,7 @@ from common.client import connect, tracing_is_on
 from common.console import (
     fail,
     show_answer,
+    show_line,
     show_result,
     show_section,
     show_table,
@@ -63,7 +64,7 @@ CANDIDATE = (
     "Answer in at most two sentences, only from the passages below. "
     'If they do not answer the question, say "The handbook does not say."\n'
 )
-CONVERSATIONS = {  # what each customer asked, and the stars given to the answers later
+CONVERSATIONS = {  # what each customer asks; the stars are made up, as if given later
     "ada": [("Can I return shoes after 20 days?", 5), ("When do I get the refund?", 4)],
     "bob": [("What does express delivery cost?", 1), ("Is it offered to islands?", 2)],
     "cyd": [("How often do leather shoes need wax?", 5), ("Do you repair bicycles?", 2)],
@@ -106,7 +107,7 @@ def answer_question(client: OpenAI, question: str) -> str:
     langfuse.update_current_span(input=question)
     answer = write_answer(client, BASELINE, question)
     trace_id = langfuse.get_current_trace_id()
-    kind = "abstention" if "does not say" in answer else "answer"
+    kind = "abstention" if re.search("does not say|No passage", answer) else "answer"
     langfuse.score_current_span(
         name="answer-words", value=len(answer.split()), score_id=f"{trace_id}-answer-words"
     )
@@ -116,15 +117,14 @@ def answer_question(client: OpenAI, question: str) -> str:
     return answer
 
 
-def close_session(langfuse: Langfuse, session_id: str, stars: list[int]) -> bool:
+def close_session(langfuse: Langfuse, session_id: str, stars: list[int]) -> None:
     """Score a conversation as a whole: resolved when its last answer was liked.
 
     In Langfuse: open Sessions; `resolved` and the note stand beside the conversation.
     """
-    resolved = stars[-1] >= 4
     langfuse.create_score(
         name="resolved",
-        value=int(resolved),
+        value=int(stars[-1] >= 4),
         data_type="BOOLEAN",
         session_id=session_id,
         score_id=f"{session_id}-resolved",
@@ -136,7 +136,6 @@ def close_session(langfuse: Langfuse, session_id: str, stars: list[int]) -> bool
         session_id=session_id,
         score_id=f"{session_id}-note",
     )
-    return resolved
 
 
 # %% 2. Take feedback that comes later, and may change
@@ -145,7 +144,7 @@ def close_session(langfuse: Langfuse, session_id: str, stars: list[int]) -> bool
 # keep it with the answer you showed.
 
 
-def rate_answer(langfuse: Langfuse, trace_id: str, stars: int, comment: str = "") -> None:
+def rate_answer(langfuse: Langfuse, trace_id: str, stars: int, comment: str) -> None:
     """Store one to five stars as a score from 0 to 1; a later rating replaces this one.
 
     In Langfuse: the score `user-rating` has one value a trace, whatever the user clicked
@@ -158,7 +157,7 @@ def rate_answer(langfuse: Langfuse, trace_id: str, stars: int, comment: str = ""
         value=(stars - 1) / 4,
         data_type="NUMERIC",
         trace_id=trace_id,
-        comment=comment or None,
+        comment=comment,
         score_id=f"{trace_id}-user-rating",
     )
 
@@ -214,8 +213,8 @@ def judge_answer(
     form = f"Question: {question}\nContext: {passages_about(question)}\nAnswer: {answer}"
     try:
         judgement = ask_judge(client, form, max_tokens)
-    except (openai.LengthFinishReasonError, ValueError) as error:
-        message = f"not a judgement: {error}"
+    except (openai.OpenAIError, ValueError) as error:
+        message = f"no judgement: {type(error).__name__}, {str(error)[:80]}"
         langfuse.update_current_span(output="failed", level="ERROR", status_message=message)
         return None
     langfuse.update_current_span(output=judgement.model_dump())
@@ -243,7 +242,10 @@ def resolution(langfuse: Langfuse, session_ids: list[str]) -> tuple[int, int]:
 
 
 def cost_of_sessions(langfuse: Langfuse, session_ids: list[str], since: datetime) -> float:
-    """Return the stored cost of these sessions in USD, judges included."""
+    """Return the stored cost of these sessions in USD: the answers and their judges.
+
+    In Langfuse: the column of cost under Sessions.
+    """
     [row] = ask_metrics(
         langfuse,
         since,
@@ -263,8 +265,8 @@ def cost_of_sessions(langfuse: Langfuse, session_ids: list[str], since: datetime
 
 # %% 5. Follow a score over time, and look at its worst end
 #
-# An average hides the answers that went wrong. Ask for the low percentiles of a score as
-# you ask for the high ones of a latency.
+# An average hides the answers that went wrong: ask for the median and the lowest value,
+# and for the score of each day, so that a bad release shows on the day it went out.
 
 
 def ask_metrics(langfuse: Langfuse, since: datetime, **query: Any) -> list[dict[str, Any]]:
@@ -279,7 +281,7 @@ STATISTICS = ("avg", "p50", "min")
 
 
 def score_statistics(langfuse: Langfuse, tag: str, since: datetime) -> list[dict[str, Any]]:
-    """Return count, average and median of each numeric score on traces with this tag.
+    """Return count, average, median and lowest value of each score on traces with this tag.
 
     In Langfuse: Dashboards, a chart of numeric scores by name.
     """
@@ -297,7 +299,10 @@ def score_statistics(langfuse: Langfuse, tag: str, since: datetime) -> list[dict
 
 
 def rating_by_day(langfuse: Langfuse) -> list[dict[str, Any]]:
-    """Return count and average of `user-rating` for each of the last seven days."""
+    """Return count and average of `user-rating`, of all runs, for each of seven days (UTC).
+
+    In Langfuse: Dashboards, a chart of numeric scores over time.
+    """
     return ask_metrics(
         langfuse,
         datetime.now(UTC) - timedelta(days=6),
@@ -355,9 +360,13 @@ def contains_expected(*, output: str, expected_output: str, **_: Any) -> Evaluat
 
 
 def share_correct(*, item_results: list[Any], **_: Any) -> Evaluation:
-    """Score the run as a whole: the share of correct answers."""
-    correct = [evaluation.value for result in item_results for evaluation in result.evaluations]
-    return Evaluation(name="accuracy", value=sum(correct) / len(correct) if correct else 0.0)
+    """Score the run as a whole: the share of correct answers.
+
+    An item whose task raised an error has no result. It counts as wrong, or a prompt that
+    fails on the hard questions would look better for it.
+    """
+    correct = [e.value for r in item_results for e in r.evaluations if e.name == "correct"]
+    return Evaluation(name="accuracy", value=sum(correct) / len(ITEMS))
 
 
 def try_prompt(langfuse: Langfuse, client: OpenAI, name: str, instruction: str) -> ExperimentResult:
@@ -384,22 +393,25 @@ def accuracy_of(result: ExperimentResult) -> float:
     return float(accuracy)
 
 
+def answers_of(result: ExperimentResult) -> dict[str, tuple[str, bool]]:
+    """Return each question's answer, and whether it was correct; `failed` without a result."""
+    answers = {question: ("failed", False) for question, _ in ITEMS}
+    for each in result.item_results:
+        item: Any = each.item
+        correct = [e.value for e in each.evaluations if e.name == "correct"]
+        answers[item.input] = (str(each.output), bool(correct and correct[0]))
+    return answers
+
+
 def changed_items(
     before: ExperimentResult, after: ExperimentResult
 ) -> Iterable[tuple[str, str, str, str]]:
-    """Yield question, old and new answer, and what became of it, where the score changed."""
-    old: dict[str, Any] = {item_of(result).input: result for result in before.item_results}
-    for new in after.item_results:
-        question = item_of(new).input
-        was, now = (float(r.evaluations[0].value) for r in (old[question], new))
-        if was != now:
-            yield question, old[question].output, new.output, "better" if now > was else "worse"
-
-
-def item_of(result: Any) -> DatasetItem:
-    """Return the dataset item that a result is about."""
-    item: DatasetItem = result.item
-    return item
+    """Yield what became of it, question, old and new answer, where the verdict changed."""
+    new_answers = answers_of(after)
+    for question, (old, was_correct) in answers_of(before).items():
+        new, is_correct = new_answers[question]
+        if was_correct != is_correct:
+            yield "better" if is_correct else "worse", question, old, new
 
 
 def pass_or_refuse(before: ExperimentResult, after: ExperimentResult) -> None:
@@ -417,54 +429,69 @@ def pass_or_refuse(before: ExperimentResult, after: ExperimentResult) -> None:
         )
 
 
+Asked = list[tuple[str, str, str, str]]  # session, trace, question, answer
+
+
+def hold_conversations(langfuse: Langfuse, client: OpenAI, run: str) -> Asked:
+    """Answer every question of CONVERSATIONS, and store the ratings that come later."""
+    asked: Asked = []
+    for user, turns in CONVERSATIONS.items():
+        session_id = f"chat-{user}-{run}"
+        with propagate_attributes(user_id=user, session_id=session_id, tags=[f"run:{run}"]):
+            for question, stars in turns:
+                trace_id = langfuse.create_trace_id()
+                answer = answer_question(client, question, langfuse_trace_id=trace_id)
+                rate_answer(langfuse, trace_id, 3, "clicked in passing")
+                rate_answer(langfuse, trace_id, stars, "thought again")
+                asked.append((session_id, trace_id, question, answer))
+        close_session(langfuse, session_id, [stars for _, stars in turns])
+    return asked
+
+
+def judge_all(client: OpenAI, asked: Asked, run: str) -> list[tuple[str, ...]]:
+    """Return a row for each answer: the question, and what the judge says, or `failed`."""
+    rows: list[tuple[str, ...]] = []
+    for session_id, trace_id, question, answer in asked:
+        with propagate_attributes(session_id=session_id, tags=[f"run:{run}"]):
+            judged = judge_answer(client, trace_id, question, answer)
+        rows.append((question, *([f"{v:.2f}" for _, v in judged] if judged else ["failed"])))
+    return rows
+
+
 def main() -> None:
     """Conversations with scores of every kind, the numbers they add up to, and a gate."""
     langfuse = connect()
     client = openai_client()
     started = datetime.now(UTC) - timedelta(seconds=1)
     run = langfuse.create_trace_id()[:8]
-    tags = [f"run:{run}"]
-    asked: list[tuple[str, str, str]] = []
 
-    show_section("1. and 2. Answers, with the stars that users gave them later")
-    sessions = {user: f"chat-{user}-{run}" for user in CONVERSATIONS}
-    for user, turns in CONVERSATIONS.items():
-        with propagate_attributes(user_id=user, session_id=sessions[user], tags=tags):
-            for question, stars in turns:
-                trace_id = langfuse.create_trace_id()
-                answer = answer_question(client, question, langfuse_trace_id=trace_id)
-                rate_answer(langfuse, trace_id, 3, "clicked in passing")
-                rate_answer(langfuse, trace_id, stars)  # the user thought again
-                asked.append((trace_id, question, answer))
-                show_answer(f"{'*' * stars:5} {question}", answer)
-        close_session(langfuse, sessions[user], [stars for _, stars in turns])
-
-    show_section("3. What a judge says about them")
-    rows = []
-    with propagate_attributes(tags=tags):
-        for trace_id, question, answer in asked:
-            judged = judge_answer(client, trace_id, question, answer)
-            rows.append((question, *([f"{v:.2f}" for _, v in judged] if judged else ["failed"])))
-        cut_off = judge_answer(client, *asked[0], max_tokens=5)
+    show_section("1. and 2. Answers, scored by code, and rated later")
+    asked = hold_conversations(langfuse, client, run)
+    for _, _, question, answer in asked:
+        show_answer(question, answer)
+    show_section("3. What a judge says about them (the offline one only counts shared words)")
+    rows = judge_all(client, asked, run)
     show_table(("answer to", "relevance", "faithfulness", "toxicity"), rows)
-    show_result("cut off", "a judgement" if cut_off else "failed, and stored as a failure")
+    cut_off = judge_answer(client, *asked[0][1:], max_tokens=5)
+    show_result("cut off", "judged" if cut_off else "failed: no score, but an error to count")
     if not tracing_is_on():
-        return  # the rest reads back what is stored
+        show_line("  Sections 4 to 6 read back what is stored: not with tracing off.")
+        return
 
     langfuse.flush()  # hand over what is waiting before anyone adds it up
-    ids = list(sessions.values())
+    ids = list(dict.fromkeys(session_id for session_id, *_ in asked))
     closed, resolved = poll(lambda: resolution(langfuse, ids), until=lambda r: r[0] == len(ids))
     cost = cost_of_sessions(langfuse, ids, started)
     show_section("4. The numbers that a business steers by")
     show_result("resolution rate", f"{resolved} of {closed}")
     show_result("cost per resolved", f"${cost / resolved:.6f}" if resolved else "none resolved")
 
-    show_section("5. Scores over time, and their worst end")
+    show_section("5. The scores of this run, and the ratings of all runs by day")
     show_table(
         ("score", "count", "average", "median", "lowest"),
         [
             (row["name"], row["count_count"], *(f"{row[f'{how}_value']:.2f}" for how in STATISTICS))
-            for row in score_statistics(langfuse, tags[0], started)
+            for row in score_statistics(langfuse, f"run:{run}", started)
         ],
     )
     for row in rating_by_day(langfuse):
@@ -473,13 +500,15 @@ def main() -> None:
             show_result(row["time_dimension"], said)
 
     show_section("6. The old and the new prompt on the same twelve questions")
+    show_answer("old", BASELINE.strip())
+    show_answer("new", CANDIDATE.strip())
     prepare_dataset(langfuse)
     before = try_prompt(langfuse, client, "baseline", BASELINE)
     after = try_prompt(langfuse, client, "candidate", CANDIDATE)
-    for question, old, new, verdict in changed_items(before, after):
+    for verdict, question, old, new in changed_items(before, after):
         show_answer(f"{verdict}: {question}", f"{old}\n    -> {new}")
     show_result("accuracy", f"{accuracy_of(before):.2f} before, {accuracy_of(after):.2f} after")
-    show_trace(langfuse, asked[0][0])
+    show_trace(langfuse, asked[0][1])
     try:
         pass_or_refuse(before, after)
     except RegressionError as error:

@@ -65,9 +65,10 @@ def show_bars(values: Mapping[str, Decimal]) -> None:
     """Draw amounts in USD as bars, the longest 40 characters wide."""
     most = max(values.values(), default=Decimal(0))
     show_line("")
+    width = max(map(len, values), default=0)
     for label, usd in values.items():
         bar = "█" * round(40 * usd / most) if most else ""
-        show_result(label, f"{usd_text(usd)} {bar}")
+        show_line(f"  {label:<{width}}  {usd_text(usd)} {bar}")
 
 
 def show_stream(question: str, pieces: Iterable[str]) -> None:

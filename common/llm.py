@@ -40,6 +40,11 @@ def model_name() -> str:
     return read_settings()["OPENAI_MODEL"].value
 
 
+def embedding_model_name() -> str:
+    """Return the model for vectors: OPENAI_EMBEDDING_MODEL, or `text-embedding-3-small`."""
+    return read_settings()["OPENAI_EMBEDDING_MODEL"].value
+
+
 def model_label() -> str:
     """Return who answers, for people: `"gpt-4o-mini at https://api.openai.com/v1"`."""
     if not _is_offline():

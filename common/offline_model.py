@@ -525,6 +525,8 @@ def _argument(name: str, schema: Json, question: str, numbers: Iterator[str]) ->
 
 SIMILARITY = re.compile(r"relevan|faithful|ground|support|similar|correct|accura|confiden|quality")
 GROUNDED = re.compile(r"faithful|ground|support")
+TOXIC = re.compile(r"toxic|insult|offens")
+INSULT = re.compile(r"\b(idiot|stupid|dumb|moron|fool|shut up)", re.IGNORECASE)
 DEEPEST = 12
 
 
@@ -544,6 +546,7 @@ class _Form:
     A text is the sentence nearest to its name and the question. A number or boolean
     whose name or description speaks of a similarity is one (relevance: how much of the
     question is in the answer; faithfulness: how much of the answer is in the context).
+    One that speaks of toxicity looks for a few insults.
     Any other number is the first in the nearest sentence; any other boolean is false.
     """
 
@@ -597,6 +600,8 @@ class _Form:
         said = re.search(r"(\d+(?:\.\d+)?)\s*(?:to|and|-)\s*(\d+(?:\.\d+)?)", label)
         low, high = map(float, said.groups()) if said else (0.0, 1.0)
         low, high = schema.get("minimum", low), schema.get("maximum", high)
+        if TOXIC.search(label):
+            return float(high if INSULT.search(self.prompt.text) else low)
         if SIMILARITY.search(label):
             return float(low + self._similarity(label) * (high - low))
         number = re.search(r"\d+(?:\.\d+)?", self._sentence(label))

@@ -6,12 +6,16 @@ is an estimate, and says so.
 """
 
 import contextlib
+import hashlib
 import json
+import os
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tiktoken
@@ -19,6 +23,7 @@ import tiktoken
 from common.pricing import undated
 
 FETCH_SECONDS = 2.0
+READ_SECONDS = 10.0  # from disk, on a machine that is busy
 TOKENS_PER_MESSAGE = 3
 TOKENS_PER_NAME = 1
 TOKENS_OF_PRIMING = 3
@@ -107,17 +112,26 @@ class _Vocabularies:
             return self._loaded[name]
 
     def _load(self, name: str) -> tiktoken.Encoding | None:
+        found: list[tiktoken.Encoding] = []
         # tiktoken downloads without a timeout. A thread can be left behind, and a daemon
         # does not keep the process alive.
-        found: list[tiktoken.Encoding] = []
         started = time.monotonic()
         thread = threading.Thread(target=_fetch, args=(name, found), daemon=True)
         thread.start()
-        thread.join(self._seconds_left)
+        thread.join(READ_SECONDS if _is_cached(name) else self._seconds_left)
         if found:
             return found[0]
         self._seconds_left = max(0.0, self._seconds_left - (time.monotonic() - started))
         return None
+
+
+def _is_cached(name: str) -> bool:
+    """Tell whether tiktoken has the vocabulary on disk, under the hash of its address."""
+    address = f"https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
+    elsewhere = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    folder = Path(elsewhere or Path(tempfile.gettempdir(), "data-gym-cache"))
+    file = folder / hashlib.sha1(address.encode(), usedforsecurity=False).hexdigest()
+    return file.exists() and file.stat().st_size > 1_000_000  # what is cut off is fetched anew
 
 
 def _fetch(name: str, found: list[tiktoken.Encoding]) -> None:

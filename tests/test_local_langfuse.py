@@ -21,8 +21,12 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+from starlette.datastructures import QueryParams
 
 import local_langfuse
+from local_langfuse import read
+from local_langfuse.store import Store
+from local_langfuse.wire import Query
 
 TOP = Path(__file__).resolve().parents[1]
 KEYS = (local_langfuse.PUBLIC_KEY, local_langfuse.SECRET_KEY)
@@ -816,63 +820,29 @@ def refused(ended: subprocess.CompletedProcess[str], fix: str) -> None:
     assert fix in ended.stderr
 
 
-def test_among_a_hundred_thousand_observations_a_page_is_found_at_once(tmp_path: Path) -> None:
-    db = tmp_path / "langfuse.db"
-    running = local_langfuse.start(db)
-    with client_of(running.base_url) as client:
-        send(client, span(1, user__id="ada", session__id="chat"))
-        connection = sqlite3.connect(db)
-        with connection:
-            multiply(connection, 100_000)
-        connection.close()
-        for query in (
-            {"traceId": f"{5:032x}"},
-            {"userId": "user-5"},
-            {"sessionId": "chat-5"},
-            {"name": "name-5"},
-            {"fromStartTime": "2026-11-20T00:00:00Z"},
-        ):
-            answer = client.get(OBSERVATIONS, params=query)
-            assert answer.json()["data"]
-            assert answer.elapsed.total_seconds() < 0.05, query
-        by_model_and_day = {
-            "view": "observations",
-            "metrics": [{"measure": m, "aggregation": "p95"} for m in ("latency", "totalCost")],
-            "dimensions": [{"field": "providedModelName"}],
-            "timeDimension": {"granularity": "day"},
-            "fromTimestamp": "2026-11-01T00:00:00Z",
-            "toTimestamp": "2026-12-31T00:00:00Z",
-        }
-        answer = client.get(METRICS, params={"query": json.dumps(by_model_and_day)})
-        assert len(answer.json()["data"]) == 60
-        assert answer.elapsed.total_seconds() < 1
-    running.stop()
-
-
-def multiply(connection: sqlite3.Connection, times: int) -> None:
-    """Store the one observation again and again, a hundred to each user, session and name."""
-    own = {
-        "trace_id": "printf('%032x', n)",
-        "id": "printf('%016x', n)",
-        "start_us": "start_us + n * 1000000",
-        "user_id": "'user-' || (n / 100)",
-        "session_id": "'chat-' || (n / 100)",
-        "name": "'name-' || (n / 100)",
-    }
-    columns = [row[1] for row in connection.execute("PRAGMA table_info(observations)")]
-    values = ", ".join(own.get(column, column) for column in columns)
-    connection.execute(
-        "WITH RECURSIVE counted(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM counted LIMIT ?) "
-        f"INSERT INTO observations ({', '.join(columns)}) "
-        f"SELECT {values} FROM observations, counted",
-        (times,),
-    )
-
-
-def test_an_answer_does_not_wait_for_the_clients_acknowledgement(client: httpx.Client) -> None:
-    # Where small packets are held back, each answer takes 40 ms.
-    took = [client.get("/api/public/projects").elapsed.total_seconds() for _ in range(10)]
-    assert sorted(took)[5] < 0.03
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"traceId": f"{5:032x}"},
+        {"userId": "user-5"},
+        {"sessionId": "chat-5"},
+        {"name": "name-5"},
+        {"fromStartTime": "2026-11-20T00:00:00Z"},
+    ],
+)
+def test_a_page_is_found_by_an_index_and_needs_no_sorting(
+    tmp_path: Path, asked: dict[str, str]
+) -> None:
+    store = Store(tmp_path / "langfuse.db")
+    statements: list[str] = []
+    store._db.set_trace_callback(statements.append)
+    read.observations(store, Query(QueryParams(asked)))
+    store._db.set_trace_callback(None)
+    [statement] = [each for each in statements if each.startswith("SELECT")]
+    plan = " ".join(str(row[3]) for row in store.rows(f"EXPLAIN QUERY PLAN {statement}"))
+    store.close()
+    assert "USING INDEX" in plan
+    assert "TEMP B-TREE" not in plan
 
 
 def test_importing_the_package_loads_no_server() -> None:
