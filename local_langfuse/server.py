@@ -124,7 +124,11 @@ class Api:
             put("POST models", models.add_model),
             get("DELETE models/{id}", models.delete_model, 204),
             Route("/", self.page),
-            *(Route(f"/{view}{rest}", self.page) for view in VIEWS for rest in ("", "/{rest:path}")),
+            *(
+                Route(f"/{view}{rest}", self.page)
+                for view in VIEWS
+                for rest in ("", "/{rest:path}")
+            ),
             Route(f"/project/{PROJECT}", self.page),
             Route(f"/project/{PROJECT}/{{rest:path}}", self.page),
             *(Route(f"/page/{name}", self._file(name)) for name in FILES if name != INDEX),

@@ -181,6 +181,8 @@ export async function dashboard() {
   tile("Cost", costs({ cost: isKnown ? total("sum_totalCost") : null, unknown: names.length > 0 }));
   tile("Tokens", whole(total("sum_inputTokens") + total("sum_outputTokens")));
   tile("Model calls", whole(total("count_count")));
+  const [any] = models.some((row) => row.count_count) ? [true] : (await observations([], { limit: 1, fields: "core" })).data;
+  if (!any) return show(title("Dashboard"), nothing("Nothing is stored yet", "python 01_langfuse_setup.py", "The charts are drawn from what the lessons store. Lesson 4 stores a day of traffic."));
   if (names.length) notes.textContent = `The cost of ${unpriced.isComplete ? "" : "at least "}${whole(unpriced.rows.length)} call(s) of ${names.join(", ")} is unknown: no sum here contains them.`;
   const [times, cost] = asSeries(models, "providedModelName", "sum_totalCost");
   const ofModel = (one) => names.includes(one.name) && !one.values.some(Boolean) ? { ...one, name: `${one.name} (cost unknown)` } : one;
