@@ -57,7 +57,7 @@ function conditions(asked) {
     asked.name && where("string", "name", "contains", asked.name), asked.user && where("string", "userId", "=", asked.user),
     asked.session && where("string", "sessionId", "=", asked.session), asked.environment && among("environment", asked.environment),
     asked.tag && where("arrayOptions", "tags", "any of", [asked.tag]), latency && where("number", "latency", ...latency)];
-  const inTexts = asked.text && ["input", "output"].map((column) => [where("string", column, "matches", asked.text), ...level]);
+  const inTexts = asked.text && ["output", "input"].map((column) => [where("string", column, "matches", asked.text), ...level]);
   const seeks = inTexts || (level.length ? [level] : []);
   return { root: root.filter(Boolean), seeks: seeks.map((seek) => (from ? [...seek, from] : seek)) };
 }
@@ -66,16 +66,19 @@ function conditions(asked) {
 async function findTraces(asked, cursors, onRows) {
   const { root, seeks } = conditions(asked), tokens = comparison(asked.tokens), cost = comparison(asked.cost);
   const found = new Map();
+  let looks = 0;
   const batch = async () => {
     if (!seeks.length) {
       const { data, meta } = await observations(root, { limit: PAGE, cursor: cursors[0], fields: "core,basic,trace_context" });
       cursors = [meta.cursor ?? null];
       return data;
     }
-    const hits = await Promise.all(seeks.map((seek, i) => (cursors[i] === null ? { data: [], meta: {} }
-      : observations(seek, { limit: 2 * PAGE, cursor: cursors[i], fields: "core" }))));
-    cursors = hits.map(({ meta }) => meta.cursor ?? null);
-    const ids = unique(hits.flatMap(({ data }) => data.map((row) => row.traceId))).filter((id) => !found.has(id));
+    // One after the other, so that what the first finds is shown while the next still looks.
+    const i = looks++ % seeks.length;
+    if (cursors[i] === null) return [];
+    const { data, meta } = await observations(seeks[i], { limit: 2 * PAGE, cursor: cursors[i], fields: "core" });
+    cursors = seeks.map((_, j) => (j === i ? meta.cursor ?? null : cursors[j]));
+    const ids = unique(data.map((row) => row.traceId)).filter((id) => !found.has(id));
     const query = { limit: 1000, fields: "core,basic,trace_context" };
     return ids.length ? (await observations([...root, among("traceId", ...ids)], query)).data : [];
   };
@@ -91,7 +94,7 @@ async function findTraces(asked, cursors, onRows) {
       if (fits) found.set(row.traceId, { ...row, ...total });
     }
     onRows([...found.values()].sort((a, b) => ms(b.startTime) - ms(a.startTime)));
-  } while (found.size < PAGE && cursors.some((cursor) => cursor !== null));
+  } while (looks % (seeks.length || 1) || (found.size < PAGE && cursors.some((cursor) => cursor !== null)));
   return cursors.some((cursor) => cursor !== null) ? cursors : null;
 }
 

@@ -6,6 +6,7 @@ import {
   totals, unique, usd, when, where, whole,
 } from "./base.js";
 
+const main = document.getElementById("main");
 const parsed = (text) => { try { return JSON.parse(text); } catch { return text; } };
 const inOneLine = (value) => {
   const one = typeof value === "string" ? parsed(value) : value;
@@ -30,18 +31,17 @@ export async function sessions(id) {
     const { data, meta } = await observations(filter, { limit: 200, cursor, fields: "core,basic" });
     const turns = Map.groupBy(data, (row) => row.sessionId), ids = [...turns.keys()];
     if (!ids.length) return show(title("Sessions"), nothing("No sessions yet", "python 02_trace_llm_calls.py", "A session is a conversation: traces that carry the same session id. Lesson 2 stores one."));
-    const more = { orderBy: [{ field: "sum_totalCost", direction: "desc" }] };
-    const [sums, roots, unknown] = await Promise.all([
-      metrics("observations", ["sum totalCost", "sum totalTokens"], ["sessionId"], [among("sessionId", ...ids)], more),
-      metrics("observations", ["count count"], ["sessionId"], [among("sessionId", ...ids), IS_ROOT], { orderBy: [{ field: "count_count", direction: "desc" }] }),
-      unknownCosts([among("sessionId", ...ids)], "sessionId")]);
-    const [of, turnsOf] = [sums, roots].map((rows) => new Map(rows.map((row) => [row.sessionId, row])));
-    keepFocus(document.getElementById("main"), () => show(title("Sessions"), table("Sessions", [
+    const order = (field) => ({ orderBy: [{ field, direction: "desc" }] }), inThese = among("sessionId", ...ids);
+    const drawn_ = (of, turnsOf, unknown) => keepFocus(main, () => show(title("Sessions"), table("Sessions", [
       ["Session", (one) => h("a", { class: "row", href: path("sessions", one) }, one)], ["Last turn", (one) => when(turns.get(one)[0].startTime)],
-      ["User", (one) => link(turns.get(one).find((row) => row.userId)?.userId, "users", turns.get(one).find((row) => row.userId)?.userId)],
-      ["Turns", (one) => whole(turnsOf.get(one)?.count_count ?? 0), "number"], ["Tokens", (one) => whole(of.get(one)?.sum_totalTokens ?? 0), "number"],
-      ["Cost", (one) => costs({ cost: of.get(one)?.sum_totalCost || (unknown.of.has(one) ? null : 0), unknown: unknown.of.has(one) }), "number"],
+      ["User", (one) => { const user = turns.get(one).find((row) => row.userId)?.userId; return user ? link(user, "users", user) : null; }],
+      ["Turns", (one) => (turnsOf ? whole(turnsOf.get(one)?.count_count ?? 0) : "…"), "number"], ["Tokens", (one) => (of ? whole(of.get(one)?.sum_totalTokens ?? 0) : "…"), "number"],
+      ["Cost", (one) => (of ? costs({ cost: of.get(one)?.sum_totalCost || (unknown.of.has(one) ? null : 0), unknown: unknown.of.has(one) }) : "…"), "number"],
     ], ids), meta.cursor ? h("p", { class: "more" }, h("a", { href: `${path("sessions")}?cursor=${encodeURIComponent(meta.cursor)}` }, "Older sessions →")) : null));
+    if (!main.querySelector("table")) drawn_();
+    const [sums, roots, unknown] = await Promise.all([metrics("observations", ["sum totalCost", "sum totalTokens"], ["sessionId"], [inThese], order("sum_totalCost")),
+      metrics("observations", ["count count"], ["sessionId"], [inThese, IS_ROOT], order("count_count")), unknownCosts([inThese], "sessionId")]);
+    drawn_(...[sums, roots].map((rows) => new Map(rows.map((row) => [row.sessionId, row]))), unknown);
   };
   await draw();
   if (!cursor) live(draw);
@@ -68,21 +68,25 @@ async function session(id) {
 export async function users(id) {
   const only = id ? [where("string", "userId", "=", id)] : [];
   const top = (names, filters = []) => metrics("observations", names, ["userId"], [...only, ...filters], { orderBy: [{ field: names[0].replace(" ", "_"), direction: "desc" }] });
-  const [sums, calls, roots, unknown] = await Promise.all([top(["sum totalCost", "sum totalTokens"]), top(["count count"], [IS_CALL]), top(["count count"], [IS_ROOT]), unknownCosts(only, "userId")]);
-  const [callsOf, tracesOf] = [calls, roots].map((rows) => new Map(rows.map((row) => [row.userId, row.count_count])));
-  const known = sums.filter((row) => row.userId), cost = (row) => costs({ cost: row.sum_totalCost || (unknown.of.has(row.userId) ? null : 0), unknown: unknown.of.has(row.userId) });
+  const known = (await top(["sum totalCost", "sum totalTokens"])).filter((row) => row.userId), named = known.slice(0, 200);
   if (!known.length) return show(title("Users"), nothing("No users yet", "python 02_trace_llm_calls.py", "A user is whom a trace was made for: its user id. Lesson 2 stores one."));
+  let calls, roots, unknown;
+  const cost = (row) => (unknown ? costs({ cost: row.sum_totalCost || (unknown.of.has(row.userId) ? null : 0), unknown: unknown.of.has(row.userId) }) : "…");
+  const count = (of, row) => (of ? whole(of.get(row.userId) ?? 0) : "…");
+  const draw = () => show(title("Users"), table("Users, the costliest first", [["User", (row) => h("a", { class: "row", href: path("users", row.userId) }, row.userId)], ["Cost", cost, "number"],
+    ["Tokens", (row) => whole(row.sum_totalTokens), "number"], ["Model calls", (row) => count(calls, row), "number"], ["Traces", (row) => count(roots, row), "number"]], named),
+  named.length < known.length ? h("p", { class: "more" }, `The ${named.length} costliest are shown.`) : null);
+  if (!id) draw();
+  const counted = async (filters) => new Map((await top(["count count"], filters)).map((row) => [row.userId, row.count_count]));
+  [calls, roots, unknown] = await Promise.all([counted([IS_CALL]), counted([IS_ROOT]), unknownCosts(only, "userId")]);
   if (id) {
     const { data } = await observations([IS_ROOT, ...only], { limit: 50, fields: "core,basic" });
-    return show(title(`User ${id}`), facts([["Cost", cost(known[0])], ["Tokens", whole(known[0].sum_totalTokens)], ["Model calls", whole(callsOf.get(id) ?? 0)], ["Traces", whole(tracesOf.get(id) ?? 0)],
+    return show(title(`User ${id}`), facts([["Cost", cost(known[0])], ["Tokens", whole(known[0].sum_totalTokens)], ["Model calls", count(calls, known[0])], ["Traces", count(roots, known[0])],
       ["Sessions", unique(data.map((row) => row.sessionId).filter(Boolean)).map((one) => link(one, "sessions", one))]]),
     h("p", {}, h("a", { href: `${path("traces")}?${new URLSearchParams({ user: id })}` }, "All traces of this user")), table("Newest traces", [["Time", (row) => when(row.startTime)],
       ["Name", (row) => h("a", { class: "row", href: path("traces", row.traceId) }, row.name)], ["Latency", (row) => lasted(spent(row)), "number"], ["Session", (row) => link(row.sessionId, "sessions", row.sessionId)]], data));
   }
-  const named = known.slice(0, 200);
-  return show(title("Users"), table("Users, the costliest first", [["User", (row) => h("a", { class: "row", href: path("users", row.userId) }, row.userId)], ["Cost", cost, "number"],
-    ["Tokens", (row) => whole(row.sum_totalTokens), "number"], ["Model calls", (row) => whole(callsOf.get(row.userId) ?? 0), "number"], ["Traces", (row) => whole(tracesOf.get(row.userId) ?? 0), "number"]], named),
-  named.length < known.length ? h("p", { class: "more" }, `The ${named.length} costliest are shown.`) : null);
+  draw();
 }
 
 // Charts: a figure with an SVG, the values under the pointer, and a table behind it
@@ -176,6 +180,10 @@ export async function dashboard() {
   };
   const models = await metrics("observations", ["sum totalCost", "sum inputTokens", "sum outputTokens", "count count"], ["providedModelName"], [filled("providedModelName")], byTime);
   const total = (key) => sum(models, (row) => row[key] ?? 0), dollars = (n) => (n ? usd(n) : "$0");
+  const [times, cost] = asSeries(models, "providedModelName", "sum_totalCost");
+  place("calls", chart("Model calls", "by model", ...asSeries(models, "providedModelName", "count_count"), whole));
+  const byHour = Map.groupBy(models, (row) => row.time_dimension), tokens = (key) => [...byHour.keys()].sort().map((time) => sum(byHour.get(time), (row) => row[key] ?? 0));
+  place("tokens", chart("Tokens", "read and written by models", times, [{ name: "input", values: tokens("sum_inputTokens") }, { name: "output", values: tokens("sum_outputTokens") }], whole));
   const unpriced = await unknownCosts([where("datetime", "startTime", ">=", from.toISOString())], "model");
   const names = [...unpriced.of], isKnown = total("sum_totalCost") > 0 || !names.length;
   tile("Cost", costs({ cost: isKnown ? total("sum_totalCost") : null, unknown: names.length > 0 }));
@@ -184,12 +192,8 @@ export async function dashboard() {
   const [any] = models.some((row) => row.count_count) ? [true] : (await observations([], { limit: 1, fields: "core" })).data;
   if (!any) return show(title("Dashboard"), nothing("Nothing is stored yet", "python 01_langfuse_setup.py", "The charts are drawn from what the lessons store. Lesson 4 stores a day of traffic."));
   if (names.length) notes.textContent = `The cost of ${unpriced.isComplete ? "" : "at least "}${whole(unpriced.rows.length)} call(s) of ${names.join(", ")} is unknown: no sum here contains them.`;
-  const [times, cost] = asSeries(models, "providedModelName", "sum_totalCost");
   const ofModel = (one) => names.includes(one.name) && !one.values.some(Boolean) ? { ...one, name: `${one.name} (cost unknown)` } : one;
   place("cost", chart("Cost by model", "US dollars", times, cost.map(ofModel).filter((one) => one.values.some(Boolean) || / \(/.test(one.name)), dollars));
-  place("calls", chart("Model calls", "by model", ...asSeries(models, "providedModelName", "count_count"), whole));
-  const byHour = Map.groupBy(models, (row) => row.time_dimension), tokens = (key) => [...byHour.keys()].sort().map((time) => sum(byHour.get(time), (row) => row[key] ?? 0));
-  place("tokens", chart("Tokens", "read and written by models", times, [{ name: "input", values: tokens("sum_inputTokens") }, { name: "output", values: tokens("sum_outputTokens") }], whole));
   const isGeneration = [among("type", "GENERATION")], P = ["p50", "p95", "p99"];
   const [[overall], latency, levels, teams, scores, [traced]] = await Promise.all([
     metrics("observations", ["p95 latency"], [], isGeneration, over), metrics("observations", P.map((p) => `${p} latency`), [], isGeneration, byTime),
