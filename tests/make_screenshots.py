@@ -9,6 +9,7 @@ its traces are moved apart over the day that they stand for.
 """
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -43,6 +44,7 @@ def draw_terminal(trace_id: str) -> None:
         console._out = Console(record=True, width=104, highlight=False, file=nowhere)
         console.draw_tree(read_trace(connect(), trace_id))
         svg = console._out.export_svg(title=f"python {LESSONS[0]}")
+    svg = re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL)  # it would fetch a font
     (FOLDER / "terminal.svg").write_text("\n".join(line.rstrip() for line in svg.splitlines()))
 
 
