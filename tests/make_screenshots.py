@@ -34,11 +34,11 @@ SCORES_APART = """UPDATE scores SET timestamp_us = (SELECT max(end_us) FROM obse
 
 def draw_terminal(trace_id: str) -> None:
     """Write what the console draws for one trace, as rich exports it."""
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from common import console  # noqa: PLC0415
-    from common.client import connect  # noqa: PLC0415
-    from common.readback import read_trace  # noqa: PLC0415
+    from common import console
+    from common.client import connect
+    from common.readback import read_trace
 
     with Path(os.devnull).open("w") as nowhere:
         console._out = Console(record=True, width=104, highlight=False, file=nowhere)
@@ -50,7 +50,7 @@ def draw_terminal(trace_id: str) -> None:
 
 def draw_page(url: str, db: Path, trace_id: str) -> None:
     """Write the two pictures of the page."""
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415
+    from playwright.sync_api import sync_playwright
 
     found = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
@@ -84,7 +84,7 @@ def main() -> None:
         os.environ |= {"LOCAL_LANGFUSE_DB": str(db), "PYTHON_DOTENV_DISABLED": "1"}
         for lesson in LESSONS:
             subprocess.run([sys.executable, lesson], cwd=TOP, check=True, capture_output=True)
-        import local_langfuse  # noqa: PLC0415
+        import local_langfuse
 
         connection = sqlite3.connect(db)
         ((trace_id,),) = connection.execute(

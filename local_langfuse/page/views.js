@@ -191,7 +191,7 @@ export async function dashboard() {
   tile("Model calls", whole(total("count_count")));
   const [any] = models.some((row) => row.count_count) ? [true] : (await observations([], { limit: 1, fields: "core" })).data;
   if (!any) return show(title("Dashboard"), nothing("Nothing is stored yet", "python 01_langfuse_setup.py", "The charts are drawn from what the lessons store. Lesson 4 stores a day of traffic."));
-  if (names.length) notes.textContent = `The cost of ${unpriced.isComplete ? "" : "at least "}${whole(unpriced.rows.length)} call(s) of ${names.join(", ")} is unknown: no sum here contains them.`;
+  if (names.length) notes.textContent = `The cost of ${unpriced.isComplete ? "" : "at least "}${whole(unpriced.rows.length)} ${unpriced.rows.length === 1 ? "call" : "calls"} of ${names.join(", ")} is unknown: no sum here contains them.`;
   const ofModel = (one) => names.includes(one.name) && !one.values.some(Boolean) ? { ...one, name: `${one.name} (cost unknown)` } : one;
   place("cost", chart("Cost by model", "US dollars", times, cost.map(ofModel).filter((one) => one.values.some(Boolean) || / \(/.test(one.name)), dollars));
   const isGeneration = [among("type", "GENERATION")], P = ["p50", "p95", "p99"];

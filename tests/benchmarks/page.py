@@ -22,6 +22,7 @@ sys.path.insert(0, str(TOP))
 from playwright.sync_api import Browser, sync_playwright  # noqa: E402
 
 import local_langfuse  # noqa: E402
+from local_langfuse import datasets, prompts  # noqa: E402
 from local_langfuse.models import Tariffs  # noqa: E402
 from local_langfuse.otlp import read_spans  # noqa: E402
 from local_langfuse.scores import score_row  # noqa: E402
@@ -45,8 +46,8 @@ FIRST_ROW = {
     "Users": ("/users", "table tbody tr"),
     "Dashboard, a day": ("/dashboard?period=24h", "svg"),
     "Dashboard, 30 days": ("/dashboard?period=30d", "svg"),
-    "Prompts": ("/prompts", ".nothing"),
-    "Datasets": ("/datasets", ".nothing"),
+    "100 prompts": ("/prompts", "table tbody tr"),
+    "A dataset of 200 items": ("/datasets/shop-questions", "table tbody tr"),
 }
 
 
@@ -65,6 +66,13 @@ def fill(db: Path, observations: int) -> None:
             for n in numbers
             if n % 10 == 0
         )
+    for number in range(100):
+        prompts.create(
+            store, {"name": f"answer-{number}", "prompt": WORDS, "labels": ["production"]}
+        )
+    datasets.create_dataset(store, {"name": "shop-questions"})
+    for number in range(200):
+        datasets.put_item(store, {"datasetName": "shop-questions", "input": f"{number}: {WORDS}"})
     store.close()
 
 
