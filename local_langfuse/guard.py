@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -31,17 +31,21 @@ class Json(Response):
 
 
 class Guard:
-    """Lets through who may ask: this machine, not another site's page; for the API, our keys."""
+    """Lets through who may ask: this machine, not another site's page; for the API, our keys.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Our own page reads the API without the keys: it brings the `session` of this process.
+    """
+
+    def __init__(self, app: ASGIApp, session: str) -> None:
         self._app = app
+        self._session = session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that may not pass; hand on the others."""
-        refusal = self._refusal(Headers(scope=scope), scope["path"])
+        refusal = self._refusal(Headers(scope=scope), scope["path"], scope["method"])
         await (refusal or self._app)(scope, receive, send)
 
-    def _refusal(self, headers: Headers, path: str) -> Response | None:
+    def _refusal(self, headers: Headers, path: str, method: str) -> Response | None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not LOOPBACK.fullmatch(hosts[0]):
             # A foreign name that leads here is how a web page gets around the check below.
@@ -49,8 +53,24 @@ class Guard:
         if any(origin != f"http://{hosts[0]}" for origin in headers.getlist("origin")):
             return Json({"message": "Web pages of other origins may not ask this server."}, 403)
         if path.startswith("/api/") and path != HEALTH:
-            return _unauthorized(headers.get("authorization"))
+            authorization = headers.get("authorization")
+            if authorization is None and method == "GET" and self._is_our_page(headers):
+                return None
+            return _unauthorized(authorization)
         return None
+
+    def _is_our_page(self, headers: Headers) -> bool:
+        # A cookie goes to every port of a host, and a page of another port counts as the
+        # same site. What the browser says about the origin tells them apart.
+        if headers.get("sec-fetch-site") != "same-origin":
+            return False
+        given = cookie_parser(headers.get("cookie", "")).get(cookie_name(headers["host"]), "")
+        return hmac.compare_digest(given.encode(), self._session.encode())
+
+
+def cookie_name(host: str) -> str:
+    """Return the name of the cookie: each port has its own, or two instances would fight."""
+    return f"local_langfuse_{host.rpartition(':')[2]}" if ":" in host else "local_langfuse"
 
 
 def _unauthorized(authorization: str | None) -> Response | None:

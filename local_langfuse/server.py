@@ -7,6 +7,7 @@ work to one: no plain `def` endpoints, no thread pool, no name look-ups.
 
 import asyncio
 import os
+import secrets
 import socket
 import sqlite3
 import threading
@@ -20,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from local_langfuse import (
@@ -34,11 +35,18 @@ from local_langfuse import (
     experiments,
     metrics,
     models,
-    page,
     prompts,
     read,
 )
-from local_langfuse.guard import HEALTH, Guard, Json, media_type, read_body, read_json
+from local_langfuse.guard import (
+    HEALTH,
+    Guard,
+    Json,
+    cookie_name,
+    media_type,
+    read_body,
+    read_json,
+)
 from local_langfuse.otlp import read_spans
 from local_langfuse.scores import score_row
 from local_langfuse.store import Row, Store
@@ -57,6 +65,21 @@ NOT_HERE = (
     "Langfuse."
 )
 API = "/api/public"
+# The page: these files and no other, read once. Which view is shown, app.js decides by the address.
+PAGE = Path(__file__).parent / "page"
+INDEX = "index.html"
+SCRIPTS = ("app.js", "base.js", "views.js")
+FILES = {INDEX: "text/html", "style.css": "text/css", **dict.fromkeys(SCRIPTS, "text/javascript")}
+VIEWS = ("traces", "sessions", "users", "dashboard", "prompts", "datasets", "experiments")
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"
+    " connect-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none';"
+    " form-action 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-cache",
+}
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -64,8 +87,10 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Api:
     """The endpoints. Each reads its request, asks the store, and answers JSON."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, session: str) -> None:
         self._store = store
+        self._session = session
+        self._files = {name: (PAGE / name).read_bytes() for name in FILES}
 
     def routes(self) -> list[Route]:
         """Return the table of contents."""
@@ -98,8 +123,15 @@ class Api:
             get("GET models", models.page_of_models),
             put("POST models", models.add_model),
             get("DELETE models/{id}", models.delete_model, 204),
-            Route("/", self.traces_page),
-            Route(f"/project/{PROJECT}/traces/{{trace_id}}", self.trace_page),
+            Route("/", self.page),
+            *(
+                Route(f"/{view}{rest}", self.page)
+                for view in VIEWS
+                for rest in ("", "/{rest:path}")
+            ),
+            Route(f"/project/{PROJECT}", self.page),
+            Route(f"/project/{PROJECT}/{{rest:path}}", self.page),
+            *(Route(f"/page/{name}", self._file(name)) for name in FILES if name != INDEX),
         ]
 
     def _route(
@@ -141,15 +173,18 @@ class Api:
             return Json({"message": "Accepted"}, 202)
         return Json({"accepted": len(rows), "rejected": len(errors), "errors": errors}, 207)
 
-    async def traces_page(self, _: Request) -> Response:
-        """Show the newest traces."""
-        return _html(page.newest(self._store))
+    async def page(self, request: Request) -> Response:
+        """Answer with the page, whatever it is to show, and sign it in to read the API."""
+        answer = Response(self._files[INDEX], 200, PAGE_HEADERS, FILES[INDEX])
+        name = cookie_name(request.headers["host"])
+        answer.set_cookie(name, self._session, path=API, httponly=True, samesite="strict")
+        return answer
 
-    async def trace_page(self, request: Request) -> Response:
-        """Show one trace."""
-        trace_id = request.path_params["trace_id"]
-        shown = page.trace(self._store, trace_id)
-        return _html(shown or page.missing(trace_id), 200 if shown else 404)
+    def _file(self, name: str) -> Endpoint:
+        async def endpoint(_: Request) -> Response:
+            return Response(self._files[name], 200, PAGE_HEADERS, FILES[name])
+
+        return endpoint
 
 
 def _fixed(content: Row) -> Endpoint:
@@ -167,12 +202,6 @@ def _sorted_out(items: list[Any]) -> tuple[list[Row], list[Row]]:
         except Refused as error:
             errors.append({"message": str(error), "index": index})
     return rows, errors
-
-
-def _html(text: str, status: int = 200) -> Response:
-    policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-    headers = {"content-security-policy": f"{policy}; base-uri 'none'; form-action 'none'"}
-    return HTMLResponse(text, status, headers)
 
 
 async def _refused(_: Request, error: Exception) -> Response:
@@ -204,8 +233,11 @@ def application(store: Store) -> Starlette:
         HTTPException: _no_route,
         sqlite3.OperationalError: _database_failed,
     }
+    session = secrets.token_urlsafe()
     app = Starlette(
-        routes=Api(store).routes(), middleware=[Middleware(Guard)], exception_handlers=handlers
+        routes=Api(store, session).routes(),
+        middleware=[Middleware(Guard, session)],
+        exception_handlers=handlers,
     )
     app.router.redirect_slashes = False
     return app
