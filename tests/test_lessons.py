@@ -65,7 +65,9 @@ def test_shows_what_it_stored(lesson: str, traced: Traced) -> None:
         link = traced.ran.stdout.split()[-1]
         assert f":{traced.desk.port}/project/local/traces/" in link
         assert client.get(link).status_code == 200
-        for node in stored_observations(client):
+        nodes = stored_observations(client)
+        assert link.rpartition("/")[2] in {node["traceId"] for node in nodes}
+        for node in nodes:
             check_good_practice(node)
 
 
