@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from types import TracebackType
+from typing import Any
 
 import httpx
 import openai
@@ -23,8 +24,10 @@ from common.settings import (
 )
 
 
-def connect() -> Langfuse:
+def connect(**options: Any) -> Langfuse:
     """Return the Langfuse client for the settings found, and print where traces go.
+
+    Options such as `mask=` or `sample_rate=` go to `Langfuse(...)` as they are.
 
     Off with `LANGFUSE_TRACING_ENABLED=false`; to Langfuse with both keys; otherwise to
     the local stand-in, started inside this process unless one is already running.
@@ -39,7 +42,7 @@ def connect() -> Langfuse:
         settings = read_settings()
         destination = choose_destination(settings)
         answers = model_label()
-        langfuse, where = _open(destination)
+        langfuse, where = _open(destination, options)
     except (ValueError, local_langfuse.CannotStart) as error:
         fail(str(error), 2)
     show_line(f"{where}, because {destination.why}.")
@@ -55,7 +58,7 @@ def tracing_is_on() -> bool:
     return choose_destination(read_settings()).mode != "disabled"
 
 
-def _open(destination: Destination) -> tuple[Langfuse, str]:
+def _open(destination: Destination, options: dict[str, Any]) -> tuple[Langfuse, str]:
     """Return the client, and in words where its traces go."""
     settings = read_settings()
     # With no key at all the SDK logs a warning at every call, also with tracing off.
@@ -71,10 +74,11 @@ def _open(destination: Destination) -> tuple[Langfuse, str]:
         os.environ["LANGFUSE_BASE_URL"], page_url, where = _local()
     # The environment now says what is in force, to this client and to any other library.
     os.environ |= {"LANGFUSE_PUBLIC_KEY": public_key, "LANGFUSE_SECRET_KEY": secret_key}
-    langfuse = Langfuse(
-        environment=settings["LANGFUSE_TRACING_ENVIRONMENT"].value,
-        release=settings["LANGFUSE_RELEASE"].value,
-    )
+    named = {
+        "environment": settings["LANGFUSE_TRACING_ENVIRONMENT"].value,
+        "release": settings["LANGFUSE_RELEASE"].value,
+    }
+    langfuse = Langfuse(**{**named, **options})
     count_spans(page_url)
     # A failed export is told once, by `read_trace`; the SDK would tell it three times, and
     # logs each failed model call, which is raised as well.

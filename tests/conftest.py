@@ -21,6 +21,7 @@ from common.settings import DEFAULTS, read_settings
 
 TOP = Path(__file__).resolve().parents[1]
 LESSONS = sorted(path.name for path in TOP.glob("[0-9][0-9]_*.py"))
+RECIPES = sorted(f"recipes/{path.name}" for path in TOP.glob("recipes/[a-z]*.py"))
 KEYS = ("pk-lf-local", "sk-lf-local")
 
 

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import LESSONS, TOP, Desk
+from conftest import LESSONS, RECIPES, TOP, Desk
 
 SOURCES = [
     path
@@ -59,9 +59,9 @@ def test_uses_no_call_that_langfuse_removed(path: Path) -> None:
     assert GONE.findall(path.read_text()) == []
 
 
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_every_function_can_be_lifted_out(lesson: str) -> None:
-    table = symtable.symtable((TOP / lesson).read_text(), lesson, "exec")
+@pytest.mark.parametrize("script", [*LESSONS, *RECIPES])
+def test_every_function_can_be_lifted_out(script: str) -> None:
+    table = symtable.symtable((TOP / script).read_text(), script, "exec")
     movable = {
         symbol.get_name()
         for symbol in table.get_symbols()
@@ -77,12 +77,16 @@ def test_every_function_can_be_lifted_out(lesson: str) -> None:
         assert needed - movable - set(dir(builtins)) == set(), function.get_name()
 
 
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_has_the_form_of_a_lesson(lesson: str) -> None:
-    source = (TOP / lesson).read_text()
+@pytest.mark.parametrize("script", [*LESSONS, *RECIPES])
+def test_has_the_form_of_a_lesson(script: str) -> None:
+    source = (TOP / script).read_text()
     docstring = source.split('"""')[1]
-    assert f"    python {lesson}\n" in docstring
-    assert docstring.index("Run it:") < docstring.index("shape") < docstring.index("Try next:")
+    # Only a module finds `common` from the folder of the recipes.
+    asked = f"-m {script.removesuffix('.py').replace('/', '.')}" if "/" in script else script
+    assert re.search(rf"^    python {asked}( |$)", docstring, flags=re.MULTILINE)
+    assert docstring.index("Run it:") < docstring.index("Try next:")
+    if script in LESSONS:
+        assert docstring.index("Run it:") < docstring.index("shape") < docstring.index("Try next:")
     numbers = re.findall(r"^# %% (\d+)\. [A-Z]\w+[ ,]", source, flags=re.MULTILINE)
     assert numbers == [str(n + 1) for n in range(len(numbers))]
     assert len(numbers) > 2
