@@ -30,7 +30,9 @@ def variables(text: str) -> set[str]:
 def test_every_variable_is_in_the_example_and_no_other() -> None:
     example = (TOP / ".env.example").read_text()
     offered = set(re.findall(r"^(?:# )?([A-Z_]+)=", example, flags=re.MULTILINE))
-    read = set().union(*(variables(path.read_text()) for path in SOURCES))
+    # What sets up a server names variables of the server, which are not ours to offer.
+    ours = [path for path in SOURCES if path.parent.name != "self_host"]
+    read = set().union(*(variables(path.read_text()) for path in ours))
     assert offered == read & offered, "offered but not read"
     assert read <= offered, "read but not offered"
     assert variables(README) <= offered
