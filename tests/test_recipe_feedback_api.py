@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -103,7 +103,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Desk:
 
 @pytest.fixture(scope="module")
 def langfuse(desk: Desk) -> Iterator[httpx.Client]:
-    """A client of the local Langfuse on the desk's port, which the story stops and starts."""
+    """A client of the local Langfuse on the desk's port, running or not."""
     url = f"http://127.0.0.1:{desk.port}"
     with httpx.Client(base_url=url, auth=KEYS, timeout=10, trust_env=False) as client:
         yield client
@@ -113,34 +113,28 @@ def langfuse(desk: Desk) -> Iterator[httpx.Client]:
 def story(desk: Desk, langfuse: httpx.Client) -> Iterator[Story]:
     """Let it happen once; the tests below read what came of it."""
     told = Story()
-    server = desk.start_server()
-    # Nothing is sent before the end: what was answered is known to the process alone.
-    with serving_api(desk, LANGFUSE_FLUSH_INTERVAL="600") as api:
-        with ThreadPoolExecutor(8) as pool:
-            told.answered = list(pool.map(lambda _: api.ask(), range(8)))
-        told.replies["stars"] = api.rate(told.trace(0), rating=4, comment="<b>clear</b>")
-        told.replies["thumb"] = api.rate(told.trace(1), thumbs="up")
-        told.replies["again"] = api.rate(told.trace(1), rating=3)
-        told.stored_early = len(stored_observations(langfuse))
-        told.early_scores = stored_scores(langfuse)
-        stop(server)
+    with ExitStack() as ends:
+        with desk.serving():
+            # Nothing is sent before the end: what was answered is known to the process alone.
+            api = ends.enter_context(serving_api(desk, LANGFUSE_FLUSH_INTERVAL="600"))
+            with ThreadPoolExecutor(8) as pool:
+                told.answered = list(pool.map(lambda _: api.ask(), range(8)))
+            told.replies["stars"] = api.rate(told.trace(0), rating=4, comment="<b>clear</b>")
+            told.replies["thumb"] = api.rate(told.trace(1), thumbs="up")
+            told.replies["again"] = api.rate(told.trace(1), rating=3)
+            told.stored_early = len(stored_observations(langfuse))
+            told.early_scores = stored_scores(langfuse)
         told.replies["down"] = api.rate(told.trace(2), rating=1)
         told.replies["down, unknown"] = api.rate(UNKNOWN, rating=1)
-        server = desk.start_server()
+        ends.enter_context(desk.serving())
         told.replies["up again"] = api.rate(told.trace(2), rating=1)
         with ThreadPoolExecutor(5) as pool:  # up to the last moment
             last = list(pool.map(lambda n: api.rate(told.trace(n), rating=5), range(3, 8)))
         told.ended = api.end(signal.SIGTERM)
-    assert [reply.status_code for reply in last] == [200] * 5
-    told.trees, told.rows = stored_trees(langfuse), stored_observations(langfuse)
-    told.scores = stored_scores(langfuse)
-    yield told
-    stop(server)
-
-
-def stop(server: subprocess.Popen[str]) -> None:
-    server.terminate()
-    server.communicate(timeout=10)
+        assert [reply.status_code for reply in last] == [200] * 5
+        told.trees, told.rows = stored_trees(langfuse), stored_observations(langfuse)
+        told.scores = stored_scores(langfuse)
+        yield told
 
 
 def opinions(scores: list[dict[str, Any]], trace_id: str) -> dict[str, Any]:
@@ -287,11 +281,11 @@ def test_a_page_of_another_site_gets_nothing(later: Api) -> None:
 def test_a_model_that_fails_is_502_and_an_error_in_the_trace(
     desk: Desk, later: Api, langfuse: httpx.Client
 ) -> None:
+    known = len(stored_observations(langfuse))
     reply = later.client.post("/ask", json=QUESTION)
     assert reply.status_code == 502
     assert reply.json() == {"detail": "The model cannot answer at the moment."}
     assert desk.run(*RECIPE, "--port", str(later.client.base_url.port)).returncode == 2
-    known = len(stored_observations(langfuse))
     assert later.end(signal.SIGINT)[0] == 0
     failed = stored_observations(langfuse)[known:]
     assert {row["name"] for row in failed} == {"answer-question", "write-answer"}
