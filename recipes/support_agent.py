@@ -115,10 +115,11 @@ class Route(BaseModel):
 def chat_model() -> ChatOpenAI:
     """Return LangChain's client of the model that the settings name, real or offline.
 
-    Beside it, import `langfuse.openai` nowhere: it wraps the openai package of the whole
-    process, and each call below is recorded twice, under asyncio in a trace of its own.
+    `langfuse.openai`, imported anywhere, wraps the openai package of the whole process: each
+    call below is then recorded twice, under asyncio in a trace of its own. A product that
+    uses both keeps them in two processes, or calls its models through LangChain everywhere.
     """
-    # LangChain asks for the usage of a stream by itself only at OpenAI's own address.
+    # Given an address, LangChain asks for the usage of a stream only when told to.
     return ChatOpenAI(**chat_settings(), temperature=0, stream_usage=True)
 
 
