@@ -3,36 +3,57 @@
 Set `OPENAI_API_KEY` for OpenAI, or `OPENAI_BASE_URL` for any server that speaks its
 protocol (Ollama, vLLM). With neither, the same client talks to the offline model. All
 three are `langfuse.openai` clients, so that every call is traced.
+
+`langfuse.openai` wraps the openai package of the whole process, LangChain's calls too, so
+it is imported with the first client and not before.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx2
-from langfuse.openai import AsyncOpenAI, OpenAI
 
 from common.offline_model import OfflineTransport
 from common.settings import Setting, check_url, read_settings
 from common.tokens import count_tokens
+
+if TYPE_CHECKING:
+    from langfuse.openai import AsyncOpenAI, OpenAI
 
 REAL_API = "https://api.openai.com/v1"
 OFFLINE_API = "https://offline.invalid/v1"  # a name that never resolves
 PATIENCE_SECONDS = 60.0
 
 
-def openai_client() -> OpenAI:
+def openai_client() -> "OpenAI":
     """Return a traced client; raise `SettingsError` where OPENAI_BASE_URL is not a URL."""
+    from langfuse.openai import OpenAI  # noqa: PLC0415  the import wraps: see above
+
     if _is_offline():
         return OpenAI(**_endpoint(), http_client=httpx2.Client(transport=OfflineTransport()))
     return OpenAI(**_endpoint())
 
 
-def async_openai_client() -> AsyncOpenAI:
+def async_openai_client() -> "AsyncOpenAI":
     """Return a traced client for asyncio; raise `SettingsError` as `openai_client` does."""
+    from langfuse.openai import AsyncOpenAI  # noqa: PLC0415  the import wraps: see above
+
     if _is_offline():
         client = httpx2.AsyncClient(transport=OfflineTransport())
         return AsyncOpenAI(**_endpoint(), http_client=client)
     return AsyncOpenAI(**_endpoint())
+
+
+def chat_settings() -> dict[str, Any]:
+    """Return what LangChain's `ChatOpenAI` needs to reach the same model with `ainvoke`.
+
+    Nothing traces its calls: give them Langfuse's callback handler.
+    """
+    # Left to itself, LangChain warns of a proxy wherever NO_PROXY is set.
+    settings = {"model": model_name(), "http_socket_options": (), **_endpoint()}
+    if _is_offline():
+        settings["http_async_client"] = httpx2.AsyncClient(transport=OfflineTransport())
+    return settings
 
 
 def model_name() -> str:

@@ -33,20 +33,27 @@ class Price:
 
 
 def _chat(model: str, input: str, cached: str | None, output: str) -> Price:
-    buckets = {"input": input, "input_cached_tokens": cached, "output": output}
+    buckets = {
+        "input": input,
+        "input_cached_tokens": cached,
+        "input_cache_read": cached,  # LangChain's name for it
+        "output": output,
+    }
     return Price(model, {k: Decimal(v) for k, v in buckets.items() if v is not None}, OPENAI)
 
 
 def _reasoning(model: str, input: str, cached: str, output: str) -> Price:
     # Tokens a model thinks with are billed as output, and are a bucket of their own.
     chat = _chat(model, input, cached, output).usd_per_million
-    return Price(model, {**chat, "output_reasoning_tokens": Decimal(output)}, OPENAI)
+    thoughts = {"output_reasoning_tokens": Decimal(output), "output_reasoning": Decimal(output)}
+    return Price(model, {**chat, **thoughts}, OPENAI)
 
 
 def _claude(model: str, input: str, cached: str, output: str) -> Price:
     buckets = {
         "input": input,
         "input_cached_tokens": cached,
+        "input_cache_read": cached,
         "cache_read_input_tokens": cached,  # the name in Anthropic's own usage
         "output": output,
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
+import langfuse.openai  # noqa: F401  wraps the openai package, for all tests in one order
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI

@@ -82,9 +82,11 @@ def second_opinion(price: Price) -> dict[str, Decimal | None]:
     fields = {
         "input": theirs.input_mtok,
         "input_cached_tokens": theirs.cache_read_mtok,
+        "input_cache_read": theirs.cache_read_mtok,
         "cache_read_input_tokens": theirs.cache_read_mtok,
         "output": theirs.output_mtok,
         "output_reasoning_tokens": theirs.output_mtok,
+        "output_reasoning": theirs.output_mtok,
         "total": theirs.input_mtok,
     }
     asked = {bucket: fields[bucket] for bucket in price.usd_per_million}
@@ -102,6 +104,13 @@ def test_no_model_lacks_a_cache_price_that_genai_prices_knows(price: Price) -> N
     provider = "anthropic" if price.model.startswith("claude") else "openai"
     theirs = calc_price(Usage(), price.model, provider_id=provider).model_price
     assert ("input_cached_tokens" in price.usd_per_million) == (theirs.cache_read_mtok is not None)
+
+
+def test_the_names_that_langchain_gives_to_buckets_cost_the_same() -> None:
+    openai = {"input": 130, "input_cached_tokens": 1536, "output": 9, "output_reasoning_tokens": 6}
+    langchain = {"input": 130, "input_cache_read": 1536, "output": 9, "output_reasoning": 6}
+    for model in ("gpt-4o-mini", "gpt-5"):
+        assert cost_of(model, langchain) == cost_of(model, openai)
 
 
 def test_each_model_stands_in_the_table_once() -> None:
