@@ -141,7 +141,8 @@ def close_session(langfuse: Langfuse, session_id: str, stars: list[int]) -> None
 # %% 2. Take feedback that comes later, and may change
 #
 # The trace has long been sent when the user clicks on a star. All you need is its id:
-# keep it with the answer you showed.
+# keep it with the answer you showed. Langfuse takes a score for the same one when id, name
+# and day agree; a rating that may change tomorrow needs the first one's `timestamp=`, too.
 
 
 def rate_answer(langfuse: Langfuse, trace_id: str, stars: int, comment: str) -> None:
