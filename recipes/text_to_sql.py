@@ -76,7 +76,6 @@ Rows = list[tuple[Any, ...]]
 # The schema says what can be asked. Verified queries show how this company counts, which
 # no schema says; they are the part of such a prompt that is worth your time.
 
-
 FORM = {  # what the model has to fill in, as a JSON schema
     "type": "object",
     "properties": {"sql": {"type": "string"}},
@@ -320,6 +319,7 @@ def show_report(langfuse: Langfuse, run: str, answered: list[list[str]]) -> None
     """Print the report of a run, and one trace: of a failure, where there is one."""
     trace_ids = [row[0] for row in answered]
     stored = read_run(langfuse, run, sum(map(sent_count, trace_ids)))
+    scores = sum(1 + bool(thumb) for *_, thumb in answered)
     answers, calls = (sum_by_tag(langfuse, run, name) for name in ("answer-question", "write-sql"))
     rows = []
     for tag, sums in sorted(answers.items()):
@@ -331,7 +331,7 @@ def show_report(langfuse: Langfuse, run: str, answered: list[list[str]]) -> None
     called = [row for row in stored if row.type == "GENERATION" and row.level != "ERROR"]
     if unknown := sum("total" not in (row.cost_details or {}) for row in called):
         console.show_result("cost unknown", f"{unknown} calls, in none of these sums")
-    for name, share in read_scores(langfuse, trace_ids, sum(1 + bool(row[5]) for row in answered)):
+    for name, share in read_scores(langfuse, trace_ids, scores):
         console.show_result(name, share)
     failed = [row for row in stored if row.name == "run-sql" and row.level == "ERROR"]
     console.show_section("The SQL that failed")
@@ -351,8 +351,8 @@ def main() -> None:
     columns = ("team", "question", "SQL from", "answer", "thumb")
     console.show_table(columns, [row[1:] for row in answered])
     langfuse.flush()  # hand over what is waiting before anyone adds it up
-    if any(sent_count(row[0]) for row in answered):
-        show_report(langfuse, run, answered)
+    if sent := [row for row in answered if sent_count(row[0])]:
+        show_report(langfuse, run, sent)
     else:
         console.show_line("  No report: tracing is off, or LANGFUSE_SAMPLE_RATE left all out.")
 
