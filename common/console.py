@@ -86,12 +86,14 @@ def show_stream(question: str, pieces: Iterable[str]) -> None:
 
 def show_pieces(pieces: Iterable[str]) -> None:
     """Print a text piece by piece, each as soon as it is there; end the line in any case."""
-    _out.print("    ", end="")
+    indent = "    "
     try:
         for piece in pieces:
-            _out.print(_plain(piece), end="", soft_wrap=True)
+            _out.print(_plain(indent + piece), end="", soft_wrap=True)
+            indent = ""
     finally:
-        _out.print()
+        if not indent:
+            _out.print()
 
 
 @contextmanager

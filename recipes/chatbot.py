@@ -29,7 +29,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx2
 import openai
 from langfuse import Langfuse, get_client, observe, propagate_attributes
 from langfuse.api import ObservationV2
@@ -52,7 +51,7 @@ INSTRUCTION = (
 REMEMBERED_TURNS = 6  # what the model is told again; a longer memory costs more each turn
 SHOWN_TURNS = 10  # of each conversation, at the end
 HELP = "Commands: /feedback 5 what you think of the last answer (1 to 5), /new, /quit."
-FAILURES = (openai.OpenAIError, httpx2.HTTPError, ValueError)
+FAILURES = (openai.OpenAIError, ValueError)
 Show = Callable[[Iterable[str]], None]
 
 
@@ -235,11 +234,11 @@ def read_session(langfuse: Langfuse, conversation: Conversation) -> list[Observa
 
 
 def read_ratings(langfuse: Langfuse, conversation: Conversation) -> dict[str, str]:
-    """Return the stored rating of each trace that has one, with its comment."""
-    rated = list(conversation.rated)[-100:]
+    """Return the stored ratings, from 0 to 1, of the last turns, by trace and with comment."""
+    rated = [one for one in conversation.trace_ids[-SHOWN_TURNS:] if one in conversation.rated]
     asked = {"name": "user-rating", "trace_id": ",".join(rated), "fields": "details,subject"}
     scores = poll(
-        lambda: langfuse.api.scores.get_many(**asked, limit=100).data if rated else [],
+        lambda: langfuse.api.scores.get_many(**asked).data if rated else [],
         until=lambda found: len(found) >= len(rated),
     )
     return {score.subject.id: f"{score.value:.2f} {score.comment or ''}" for score in scores}
@@ -274,7 +273,7 @@ def show_conversation(langfuse: Langfuse, conversation: Conversation) -> None:
     rows = turn_rows(observations, read_ratings(langfuse, conversation))
     name, last = conversation.session_id, str(observations[-1].trace_id)
     link = trace_link(langfuse, last)
-    console.show_section(f"Turns stored in {name}: {len(rows)}")
+    console.show_section(f"The last turns of {name}, as stored")
     console.show_table(("asked", "answered", "first word", "cost", "rating"), rows[-SHOWN_TURNS:])
     console.show_result("last turn", link)
     console.show_result("conversation", link.replace(f"traces/{last}", f"sessions/{name}"))

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -295,6 +296,7 @@ def test_a_failed_turn_is_kept_and_the_conversation_goes_on(
     assert (done.returncode, done.stderr) == (0, "")
     failures = re.findall(r"^    No answer: (.*)", done.stdout, re.MULTILINE)
     assert "No with Bearer sk-…cdef. Check OPENAI_API_KEY" in failures[0]
+    assert "cannot be reached" in failures[1]
     assert len(failures) == 4
     assert failures[2] == failures[3] == "The model answered with nothing."
     assert "sk-1234567890abcdef" not in done.stdout
@@ -317,8 +319,8 @@ def test_a_failed_turn_is_kept_and_the_conversation_goes_on(
     assert stored.below(stored.turns[0])["clean-up-reply"]["input"] == "".join(
         piece for piece in thought if piece
     )
-    assert "turn 2" not in done.stdout.split("Turns stored")[1]  # only the last ten are shown
-    assert "turn 3" in done.stdout.split("Turns stored")[1]
+    assert "turn 2" not in done.stdout.split("The last turns of")[1]  # only the last ten are shown
+    assert "turn 3" in done.stdout.split("The last turns of")[1]
 
 
 def test_ctrl_c_stores_the_turn_it_stops(served: tuple[Desk, httpx.Client]) -> None:
@@ -376,6 +378,7 @@ def test_at_a_terminal_there_is_a_prompt_and_ctrl_c_ends(desk: Desk) -> None:
     def read_until(text: str) -> None:
         nonlocal seen
         while text not in seen:
+            assert select.select([keyboard], [], [], 20)[0], seen
             seen += os.read(keyboard, 1000).decode()
 
     try:
