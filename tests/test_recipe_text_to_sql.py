@@ -23,13 +23,15 @@ REFUSING = str(Path(__file__).parent / "refuse_sockets")
 
 @dataclass
 class Ran:
-    """What a desk has stored after a run of the recipe, and what that run printed."""
+    """A run of the recipe: what it printed, and what it stored."""
 
-    desk: Desk
-    output: str
+    done: subprocess.CompletedProcess[str]
     observations: list[dict[str, Any]]
-    trees: list[Any]
     scores: list[dict[str, Any]]
+
+    @property
+    def output(self) -> str:
+        return self.done.stdout
 
     def roots(self) -> list[dict[str, Any]]:
         return [row for row in self.observations if row["isRootObservation"]]
@@ -50,19 +52,40 @@ class Ran:
         ]
 
 
-def look_up(desk: Desk, done: subprocess.CompletedProcess[str]) -> Ran:
-    with desk.serving() as client:
-        query: dict[str, str | int] = {"limit": 100, "fields": "subject"}
-        scores = client.get("/api/public/v3/scores", params=query).json()["data"]
-        return Ran(desk, done.stdout, stored_observations(client), stored_trees(client), scores)
+@dataclass
+class Runs:
+    """Three runs on one desk, its traces in the end, and its files after the hostile run."""
+
+    normal: Ran
+    hostile: Ran
+    missing: Ran
+    trees: list[Any]
+    files: dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Ran:
+def runs(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Runs:
     desk = Desk(tmp_path_factory.mktemp("asked"), vocabulary)
-    done = desk.run(*RECIPE)
-    assert (done.returncode, done.stderr) == (0, "")
-    return look_up(desk, done)
+    normal = desk.run(*RECIPE)
+    with model_that_says(HOSTILE) as url:
+        hostile = desk.run(*RECIPE, OPENAI_BASE_URL=url, OPENAI_MODEL="mine")
+    files = {path.name: path.read_bytes() for path in desk.folder.iterdir()}
+    missing = desk.run(*RECIPE, OPENAI_MODEL="gpt-4o-minni")
+    with desk.serving() as client:
+        query: dict[str, str | int] = {"limit": 100, "fields": "subject"}
+        scores = client.get("/api/public/v3/scores", params=query).json()["data"]
+        rows, trees = stored_observations(client), stored_trees(client)
+    names = dict.fromkeys(row["metadata"]["run"] for row in rows)
+    of_run = [[row for row in rows if row["metadata"]["run"] == name] for name in names]
+    done = zip((normal, hostile, missing), of_run, strict=True)
+    first, second, third = (Ran(one, own, scores) for one, own in done)
+    return Runs(first, second, third, trees, files)
+
+
+@pytest.fixture(scope="module")
+def ran(runs: Runs) -> Ran:
+    assert (runs.normal.done.returncode, runs.normal.done.stderr) == (0, "")
+    return runs.normal
 
 
 def asked(ran: Ran, question: str) -> dict[str, Any]:
@@ -70,9 +93,9 @@ def asked(ran: Ran, question: str) -> dict[str, Any]:
     return root
 
 
-def test_stores_the_traces_it_promises(ran: Ran) -> None:
-    source = (TOP / "recipes/text_to_sql.py").read_text()
-    assert sorted(ran.trees) == sorted(promised_trees(source))
+def test_stores_the_traces_it_promises(ran: Ran, runs: Runs) -> None:
+    promised = promised_trees((TOP / "recipes/text_to_sql.py").read_text())
+    assert sorted(runs.trees[: len(promised)]) == sorted(promised)
     link = ran.output.split()[-1]
     assert link.rpartition("/")[2] in {root["traceId"] for root in ran.roots()}
 
@@ -164,15 +187,14 @@ def test_tracing_off_opens_no_socket(desk: Desk, ran: Ran) -> None:
     assert table in done.stdout
 
 
-def test_a_model_that_does_not_exist_is_one_line(desk: Desk) -> None:
-    done = desk.run(*RECIPE, OPENAI_MODEL="gpt-4o-minni")
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "OPENAI_MODEL" in done.stderr
-    stored = look_up(desk, done)
-    [root] = stored.roots()
-    assert root["level"] == stored.below(root)["write-sql"]["level"] == "ERROR"
-    assert stored.score(root, "sql_execution_success") == [False]
+def test_a_model_that_does_not_exist_is_one_line(runs: Runs) -> None:
+    missing = runs.missing
+    assert missing.done.returncode == 1
+    assert missing.done.stderr.count("\n") == 1
+    assert "OPENAI_MODEL" in missing.done.stderr
+    [root] = missing.roots()
+    assert root["level"] == missing.below(root)["write-sql"]["level"] == "ERROR"
+    assert missing.score(root, "sql_execution_success") == [False]
 
 
 # --- What an attacker would have the model write -----------------------------------------
@@ -290,34 +312,33 @@ def model_that_says(replies: list[str]) -> Iterator[str]:
         thread.join()
 
 
-def test_a_hostile_model_changes_nothing(ran: Ran, shop: Path) -> None:
-    replies = [
-        json.dumps({"sql": sql})
-        for sql in (
-            "SELECT 41;",
-            "DROP TABLE orders",
-            "ATTACH 'orders.db' AS o; DELETE FROM o.orders",
-            "SELECT char(27) || '[2J', x'00ff', 9e999",
-            "PRAGMA journal_mode = WAL",
-            "SELECT '\x1b[31m' FROM nowhere",
-        )
-    ]
-    replies += ["Here it is:\n```sql\nSELECT 'Bob'\n```", '{"sql": "SELECT \\ud800"}', "I refuse."]
-    with model_that_says(replies) as url:
-        done = ran.desk.run(*RECIPE, OPENAI_BASE_URL=url, OPENAI_MODEL="mine")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (ran.desk.folder / "orders.db").read_bytes() == shop.read_bytes()
-    files = {path.name.partition("-")[0] for path in ran.desk.folder.iterdir()}
-    assert files == {"langfuse.db", "orders.db"}
-    assert "[2J" in done.stdout
-    assert "[31m" in done.stdout
-    assert "\x1b" not in done.stdout
-    assert re.search(r"cost unknown +10 calls", done.stdout)
-    stored = look_up(ran.desk, done)
-    earlier = {row["id"] for row in ran.observations}
-    assert [row for row in stored.observations if row["id"] in earlier] == ran.observations
-    roots = [root for root in stored.roots() if root["id"] not in earlier]
-    success = {root["input"]: stored.score(root, "sql_execution_success") for root in roots}
+HOSTILE = [
+    json.dumps({"sql": sql})
+    for sql in (
+        "SELECT 41;",
+        "DROP TABLE orders",
+        "ATTACH 'orders.db' AS o; DELETE FROM o.orders",
+        "SELECT char(27) || '[2J', x'00ff', 9e999",
+        "PRAGMA journal_mode = WAL",
+        "SELECT '\x1b[31m' FROM nowhere",
+    )
+]
+HOSTILE += ["Here it is:\n```sql\nSELECT 'Bob'\n```", '{"sql": "SELECT \\ud800"}', "I refuse."]
+
+
+def test_a_hostile_model_changes_nothing(runs: Runs, shop: Path) -> None:
+    assert (runs.hostile.done.returncode, runs.hostile.done.stderr) == (0, "")
+    assert runs.files["orders.db"] == shop.read_bytes()
+    assert {name.partition("-")[0] for name in runs.files} == {"langfuse.db", "orders.db"}
+
+
+def test_a_hostile_model_is_stored_and_shown_as_text(runs: Runs) -> None:
+    output, roots = runs.hostile.output, runs.hostile.roots()
+    assert "[2J" in output
+    assert "[31m" in output
+    assert "\x1b" not in output
+    assert re.search(r"cost unknown +10 calls", output)
+    success = {root["input"]: runs.hostile.score(root, "sql_execution_success") for root in roots}
     assert len(success) == 11
     assert {question for question, scores in success.items() if scores == [True]} == {
         "How many orders were returned?",
@@ -325,6 +346,6 @@ def test_a_hostile_model_changes_nothing(ran: Ran, shop: Path) -> None:
         "How many orders were placed in March?",
         "Which customers live in Delft?",
     }
-    [fenced] = [root for root in roots if root["input"] == "Which customers live in Delft?"]
+    fenced = asked(runs.hostile, "Which customers live in Delft?")
     assert json.loads(fenced["output"]) == {"sql": "SELECT 'Bob'", "rows": [["Bob"]]}
-    assert stored.score(fenced, "user-thumbs") == [True]
+    assert runs.hostile.score(fenced, "user-thumbs") == [True]
