@@ -13,7 +13,7 @@ from langfuse.api.core import ApiError
 
 import local_langfuse
 from common.console import fail, show_line
-from common.llm import endpoint_shown, model_label
+from common.llm import explain_failure, model_label
 from common.readback import NotStoredError, count_spans, links_need_server, loss
 from common.settings import (
     TOP,
@@ -116,11 +116,6 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
         fail(str(error), 1)
     if isinstance(error, httpx.HTTPError | ApiError):  # openai has errors of its own
         fail(loss(error), 1)
-    if isinstance(error, openai.APIConnectionError):
-        cause = str(error.__cause__ or error).rstrip(".")
-        fail(f"{endpoint_shown()} cannot be reached: {cause}. Check OPENAI_BASE_URL.", 1)
-    if isinstance(error, openai.APIStatusError):
-        key = os.environ.get("OPENAI_API_KEY", "")
-        said = error.message.replace(key, masked(key)) if key else error.message
-        fail(f"{said} Check OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL.", 1)
+    if isinstance(error, openai.APIConnectionError | openai.APIStatusError):
+        fail(explain_failure(error), 1)
     sys.__excepthook__(kind, error, trace)

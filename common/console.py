@@ -1,4 +1,4 @@
-"""The one place that prints. Nothing a trace contains is read as markup."""
+"""The one place that prints. Nothing a trace contains is read as markup or steers the terminal."""
 
 import io
 import sys
@@ -22,16 +22,23 @@ if isinstance(sys.stdout, io.TextIOWrapper):
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+# Control characters, but for tab and line break: a terminal obeys them.
+_STEERING = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
+
+
+def _plain(text: object, style: str = "") -> Text:
+    return Text(str(text).translate(_STEERING), style=style)
+
 
 def show_line(text: str, style: str = "") -> None:
     """Print one line of text as it is."""
-    _out.print(Text(text, style=style), soft_wrap=True)
+    _out.print(_plain(text, style), soft_wrap=True)
 
 
 def show_section(title: str) -> None:
     """Print the heading of the next section."""
     _out.print()
-    _out.print(Text(title, style="bold cyan"))
+    _out.print(_plain(title, "bold cyan"))
 
 
 def show_result(label: str, text: object) -> None:
@@ -51,13 +58,13 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*map(_plain, row))
     _out.print(table)
 
 
 def fail(message: str, status: int) -> NoReturn:
     """Print one line to stderr and end the program with this exit status."""
-    _err.print(Text(message, style="red"))
+    _err.print(_plain(message, "red"))
     raise SystemExit(status)
 
 
@@ -74,10 +81,19 @@ def show_bars(values: Mapping[str, Decimal]) -> None:
 def show_stream(question: str, pieces: Iterable[str]) -> None:
     """Print a question and its answer piece by piece, each as soon as it is there."""
     show_line(f"  {question}", "bold")
-    _out.print("    ", end="")
-    for piece in pieces:
-        _out.print(Text(piece), end="", soft_wrap=True)
-    _out.print()
+    show_pieces(pieces)
+
+
+def show_pieces(pieces: Iterable[str]) -> None:
+    """Print a text piece by piece, each as soon as it is there; end the line in any case."""
+    indent = "    "
+    try:
+        for piece in pieces:
+            _out.print(_plain(indent + piece), end="", soft_wrap=True)
+            indent = ""
+    finally:
+        if not indent:
+            _out.print()
 
 
 @contextmanager

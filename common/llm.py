@@ -8,13 +8,15 @@ three are `langfuse.openai` clients, so that every call is traced.
 it is imported with the first client and not before.
 """
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx2
+import openai
 
 from common.offline_model import OfflineTransport
-from common.settings import Setting, check_url, read_settings
+from common.settings import Setting, check_url, masked, read_settings
 from common.tokens import count_tokens
 
 if TYPE_CHECKING:
@@ -81,6 +83,19 @@ def endpoint_shown() -> str:
     """Return the address of the model's service, without a user's name and password."""
     url = urlsplit(_endpoint()["base_url"])
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+
+
+def explain_failure(error: Exception) -> str:
+    """Return in one line why a model did not answer, and what to check; without the key."""
+    said = str(error)
+    if isinstance(error, openai.APIConnectionError):
+        cause = str(error.__cause__ or error).rstrip(".")
+        said = f"{endpoint_shown()} cannot be reached: {cause}. Check OPENAI_BASE_URL."
+    elif isinstance(error, openai.APIStatusError):
+        told = textwrap.shorten(error.message, 300, placeholder=" …")  # a proxy answers with a page
+        said = f"{told} Check OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL."
+    key = read_settings()["OPENAI_API_KEY"].value
+    return " ".join((said.replace(key, masked(key)) if key else said).split())
 
 
 def _is_offline() -> bool:

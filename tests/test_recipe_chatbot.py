@@ -1,0 +1,400 @@
+"""The chat is driven as people drive it: by lines, by Ctrl-C, with models that fail."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import TOP, Desk, promised_trees, stored_observations, stored_trees
+
+RECIPE = ("-m", "recipes.chatbot")
+REFUSING = str(Path(__file__).parent / "refuse_sockets")
+SHAPE = promised_trees((TOP / "recipes/chatbot.py").read_text())
+
+
+def chat(desk: Desk, typed: str | bytes, **env: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *RECIPE],
+        cwd=TOP,
+        env=desk.environment(**env),
+        input=typed if isinstance(typed, bytes) else typed.encode(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    said, told = done.stdout.decode(), done.stderr.decode()
+    return subprocess.CompletedProcess(done.args, done.returncode, said, told)
+
+
+@dataclass
+class Stored:
+    """What one run stored, by its sessions."""
+
+    sessions: list[list[dict[str, Any]]]
+    scores: list[dict[str, Any]]
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        return [row for rows in self.sessions for row in rows if row["isRootObservation"]]
+
+    def below(self, turn: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        rows = [row for rows in self.sessions for row in rows if not row["isRootObservation"]]
+        return {row["name"]: row for row in rows if row["traceId"] == turn["traceId"]}
+
+
+def stored_by(client: httpx.Client, output: str) -> Stored:
+    """Look up the sessions that a run has named at its end."""
+    rows = stored_observations(client)
+    names = dict.fromkeys(re.findall(r"chat-[0-9a-f]{12}", output))
+    sessions = [[row for row in rows if row["sessionId"] == name] for name in names]
+    fields: dict[str, str | int] = {"fields": "details,subject", "limit": 100}
+    ids = {row["traceId"] for session in sessions for row in session}
+    scores = client.get("/api/public/v3/scores", params=fields).json()["data"]
+    return Stored(sessions, [score for score in scores if score["subject"]["id"] in ids])
+
+
+@pytest.fixture(scope="module")
+def served(
+    tmp_path_factory: pytest.TempPathFactory, vocabulary: Path
+) -> Iterator[tuple[Desk, httpx.Client]]:
+    """One desk whose server is running, for all chats of this file."""
+    desk = Desk(tmp_path_factory.mktemp("chats"), vocabulary)
+    with desk.serving() as client:
+        yield desk, client
+
+
+# --- A conversation with the offline model -----------------------------------------------
+
+TYPED = b"""/feedback 5
+Can I return shoes after 20 days?
+/feedback
+/feedback 6 too good
+/feedback 4.5
+/feedback 5 thank you
+
+   \t
+/feedback 2 no, wrong
+/order pizza
+/help
+My name is Ada.
+What is my name?
+/new
+/feedback 4
+What is my name?
+How can I pay? \xff\x1b[2J
+/Feedback 3
+/QUIT
+never read
+"""
+
+
+@pytest.fixture(scope="module")
+def told(served: tuple[Desk, httpx.Client]) -> tuple[str, Stored]:
+    desk, client = served
+    done = chat(desk, TYPED)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout, stored_by(client, done.stdout)
+
+
+def test_one_trace_a_turn_and_one_session_a_conversation(told: tuple[str, Stored]) -> None:
+    _, stored = told
+    first, second = ([r["input"] for r in s if r["isRootObservation"]] for s in stored.sessions)
+    assert first == ["Can I return shoes after 20 days?", "My name is Ada.", "What is my name?"]
+    assert second == ["What is my name?", "How can I pay? \ufffd\x1b[2J"]
+    assert len({turn["traceId"] for turn in stored.turns}) == 5
+    for turn in stored.turns:
+        reply = stored.below(turn)["write-reply"]
+        assert reply["timeToFirstToken"] > 0
+        assert reply["usageDetails"]["output"] > 0
+        assert reply["costDetails"]["total"] > 0
+        assert stored.below(turn)["clean-up-reply"]["output"] == turn["output"]
+        assert turn["tags"] == ["channel:terminal"]
+
+
+def test_draws_the_trace_it_promises(
+    told: tuple[str, Stored], served: tuple[Desk, httpx.Client]
+) -> None:
+    assert set(stored_trees(served[1])) >= set(SHAPE)
+    assert len(told[1].sessions[0]) == 9
+
+
+def test_remembers_within_a_conversation_and_not_beyond(told: tuple[str, Stored]) -> None:
+    *_, known, unknown, _ = (turn["output"] for turn in told[1].turns)
+    assert known == "My name is Ada."
+    assert unknown == "The handbook does not say."
+
+
+def test_a_second_opinion_replaces_the_first(told: tuple[str, Stored]) -> None:
+    _, stored = told
+    ratings = {score["subject"]["id"]: score for score in stored.scores}
+    assert len(ratings) == len(stored.scores) == 2
+    first, last = stored.turns[0], stored.turns[-1]
+    assert ratings[first["traceId"]]["value"] == 0.25
+    assert ratings[first["traceId"]]["comment"] == "no, wrong"
+    assert ratings[last["traceId"]]["value"] == 0.5
+    assert {score["name"] for score in stored.scores} == {"user-rating"}
+
+
+def test_commands_explain_themselves(told: tuple[str, Stored]) -> None:
+    output = told[0].split("/quit.\n", 1)[1].split("Goodbye")[0]
+    lines = [line.strip() for line in output.splitlines()]
+    assert lines[0] == lines[-4] == "There is no answer yet in this conversation."
+    assert lines[2] == lines[3] == lines[4]
+    assert lines[4].startswith("Write a number from 1 to 5")
+    assert lines[5].startswith("Rated 5 of 5")
+    assert lines[6].startswith("Rated 2 of 5")
+    assert lines[7].startswith("There is no /order. Commands: /feedback 5")
+    assert lines[8].startswith("Commands: /feedback 5")
+    assert lines[-1].startswith("Rated 3 of 5")
+    assert "never read" not in told[0]
+
+
+def test_shows_what_is_stored_and_where(
+    told: tuple[str, Stored], served: tuple[Desk, httpx.Client]
+) -> None:
+    output, stored = told
+    assert "> " not in output
+    assert "\x1b" not in output
+    shown = output.split("Goodbye.")[1]
+    assert re.search(r"0\.25 no, wrong", shown)
+    for turn in stored.turns:
+        waited = stored.below(turn)["write-reply"]["timeToFirstToken"] * 1000
+        cost = stored.below(turn)["write-reply"]["costDetails"]["total"]
+        assert re.search(rf"\b{waited:.0f} ms +\${cost:.6f}", shown)
+    links = re.findall(r"http\S+", shown)
+    assert [link.split("/")[-2] for link in links] == ["traces", "sessions"] * 2
+    assert links[-1].endswith(stored.turns[-1]["sessionId"])
+    assert links[0].endswith(stored.turns[2]["traceId"])
+    for link in links:
+        assert served[1].get(link).status_code == 200
+
+
+def test_tracing_off_opens_no_socket(desk: Desk) -> None:
+    done = chat(
+        desk,
+        "/feedback 5\nHow can I pay?\n/feedback 5",
+        LANGFUSE_TRACING_ENABLED="false",
+        PYTHONPATH=REFUSING,
+        REFUSE_SOCKETS="all",
+        REFUSED_SOCKETS_FILE=str(desk.folder / "refused"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(desk.folder.iterdir()) == []
+    said = [line.strip() for line in done.stdout.splitlines()[3:]]
+    assert said[1] == "You can pay by card, bank transfer or invoice."
+    assert said[2].startswith("Not stored: tracing is off")
+    assert said[3:] == [
+        "Goodbye.",
+        "Nothing is stored: no turn, tracing is off, or sampling left it out.",
+    ]
+
+
+# --- Models that fail, and users who leave -----------------------------------------------
+
+
+@dataclass
+class Model:
+    """A server with OpenAI's streaming protocol, which does what it is told, reply by reply.
+
+    A reply is a list of pieces, a status to refuse with, or a list that ends in None: there
+    the connection breaks. `silent` lets it write what it has, and then nothing more.
+    """
+
+    replies: list[list[str | None] | int]
+    silent: bool = False
+    asked: list[list[dict[str, str]]] = field(default_factory=list)
+    url: str = ""
+    leave: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def serve(model: Model) -> Iterator[Model]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            reply = model.replies[len(model.asked)]
+            model.asked.append(body["messages"])
+            if isinstance(reply, int):
+                key = self.headers["authorization"]
+                refusal = json.dumps({"error": {"message": f"No\nwith {key}."}}).encode()
+                self.send_response(reply)
+                self.send_header("content-length", str(len(refusal)))
+                self.end_headers()
+                self.wfile.write(refusal)
+                return
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for piece in reply:
+                if piece is None:
+                    self.close_connection = True
+                    return
+                self.send({"delta": {"content": piece}})
+            if model.silent:
+                model.leave.wait(30)
+            self.send({"delta": {}, "finish_reason": "stop"})
+            self.wfile.write(b"0\r\n\r\n")
+
+        def send(self, choice: dict[str, Any]) -> None:
+            head = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "mine"}
+            event = f"data: {json.dumps({**head, 'choices': [{'index': 0, **choice}]})}\n\n"
+            self.wfile.write(f"{len(event):x}\r\n{event}\r\n".encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    model.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield model
+    finally:
+        model.leave.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_failed_turn_is_kept_and_the_conversation_goes_on(
+    served: tuple[Desk, httpx.Client],
+) -> None:
+    desk, client = served
+    thought: list[str | None] = [
+        "<think>se",
+        "cret</think>",
+        " Hello\x1b]0;",
+        "mine\n\n \n",
+        "Ada ",
+    ]
+    yes: list[str | None] = ["Yes."]
+    replies: list[list[str | None] | int] = [
+        thought,
+        403,
+        ["Half an ans", None],
+        [],
+        ["\ud800"],
+        *[yes] * 8,
+    ]
+    typed = "".join(f"turn {number}\n" for number in range(len(replies)))
+    with serve(Model(replies)) as model:
+        done = chat(desk, typed, OPENAI_BASE_URL=model.url, OPENAI_API_KEY="sk-1234567890abcdef")
+    assert (done.returncode, done.stderr) == (0, "")
+    failures = re.findall(r"^    No answer: (.*)", done.stdout, re.MULTILINE)
+    assert "No with Bearer sk-…cdef. Check OPENAI_API_KEY" in failures[0]
+    assert "cannot be reached" in failures[1]
+    assert len(failures) == 4
+    assert failures[2] == failures[3] == "The model answered with nothing."
+    assert "sk-1234567890abcdef" not in done.stdout
+    assert "\x1b" not in done.stdout
+
+    told = [message["content"] for message in model.asked[5]]
+    assert told[1:] == ["turn 0", "Hello]0;mine\n\nAda", "turn 5"]
+    assert len(model.asked[-1]) == 1 + 2 * 6 + 1
+    assert [message["role"] for message in model.asked[-1][:3]] == ["system", "user", "assistant"]
+
+    stored = stored_by(client, done.stdout)
+    assert len(stored.turns) == len(replies)
+    assert [turn["level"] for turn in stored.turns[:6]] == ["DEFAULT", *["ERROR"] * 4, "DEFAULT"]
+    _, refused, broken, empty, *_ = stored.turns
+    assert stored.below(refused)["write-reply"]["level"] == "ERROR"
+    assert refused["statusMessage"].startswith("Error code: 403")
+    assert broken["output"] == "Half an ans"
+    assert stored.below(empty)["clean-up-reply"]["level"] == "ERROR"
+    assert stored.turns[0]["output"] == "Hello]0;mine\n\nAda"
+    assert stored.below(stored.turns[0])["clean-up-reply"]["input"] == "".join(
+        piece for piece in thought if piece
+    )
+    assert "turn 2" not in done.stdout.split("The last turns of")[1]  # only the last ten are shown
+    assert "turn 3" in done.stdout.split("The last turns of")[1]
+
+
+def test_ctrl_c_stores_the_turn_it_stops(served: tuple[Desk, httpx.Client]) -> None:
+    desk, client = served
+    with serve(Model([["Unworn ", "shoes "]], silent=True)) as model:
+        process = subprocess.Popen(
+            [sys.executable, *RECIPE],
+            cwd=TOP,
+            env=desk.environment(OPENAI_BASE_URL=model.url),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("Can I return shoes?\n")
+        process.stdin.flush()
+        shown = ""
+        while "shoes " not in shown:
+            shown += process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        output, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (0, "")
+    assert "Goodbye." in output
+    stored = stored_by(client, output)
+    [turn] = stored.turns
+    assert (turn["level"], turn["statusMessage"]) == ("WARNING", "stopped by the user")
+    assert turn["output"] == "Unworn shoes "
+    assert "Unworn shoes" in stored.below(turn)["write-reply"]["output"]
+    assert "Unworn shoes  (WARNING: stopped by the user)" in output.split("Goodbye.")[1]
+
+
+# A session takes the first terminal it opens for its own, and gets the signals of its keys.
+AT_A_TERMINAL = (
+    "import os, runpy; os.close(os.open(os.ttyname(0), os.O_RDWR)); "
+    "runpy.run_module('recipes.chatbot', run_name='__main__')"
+)
+
+
+def test_at_a_terminal_there_is_a_prompt_and_ctrl_c_ends(desk: Desk) -> None:
+    keyboard, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", AT_A_TERMINAL],
+        cwd=TOP,
+        env=desk.environment(TERM="xterm", COLUMNS="200"),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    seen = ""
+
+    def read_until(text: str) -> None:
+        nonlocal seen
+        while text not in seen:
+            assert select.select([keyboard], [], [], 20)[0], seen
+            seen += os.read(keyboard, 1000).decode()
+
+    try:
+        read_until("> ")
+        os.write(keyboard, b"How can I pay?\n")
+        read_until("invoice.")
+        seen = seen.split("invoice.")[1]
+        read_until("> ")
+        os.write(keyboard, b"half a line\x03")
+        read_until("/sessions/chat-")
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(keyboard)
+    assert "Goodbye." in seen
+    assert "Traceback" not in seen
+    with desk.serving() as client:
+        assert stored_trees(client) == SHAPE

@@ -1,0 +1,351 @@
+"""Questions become SQL, and SQL from a model is run as if an attacker had written it."""
+
+import json
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TOP, Desk, promised_trees, stored_observations, stored_trees
+
+from common.orders import create_orders
+
+RECIPE = ("-m", "recipes.text_to_sql")
+REFUSING = str(Path(__file__).parent / "refuse_sockets")
+
+
+@dataclass
+class Ran:
+    """A run of the recipe: what it printed, and what it stored."""
+
+    done: subprocess.CompletedProcess[str]
+    observations: list[dict[str, Any]]
+    scores: list[dict[str, Any]]
+
+    @property
+    def output(self) -> str:
+        return self.done.stdout
+
+    def roots(self) -> list[dict[str, Any]]:
+        return [row for row in self.observations if row["isRootObservation"]]
+
+    def below(self, root: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the other observations of a trace by name."""
+        return {
+            row["name"]: row
+            for row in self.observations
+            if row["traceId"] == root["traceId"] and row["id"] != root["id"]
+        }
+
+    def score(self, root: dict[str, Any], name: str) -> list[Any]:
+        return [
+            score["value"]
+            for score in self.scores
+            if score["subject"]["id"] == root["traceId"] and score["name"] == name
+        ]
+
+
+@dataclass
+class Runs:
+    """Three runs on one desk, its traces in the end, and its files after the hostile run."""
+
+    normal: Ran
+    hostile: Ran
+    missing: Ran
+    trees: list[Any]
+    files: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Runs:
+    desk = Desk(tmp_path_factory.mktemp("asked"), vocabulary)
+    normal = desk.run(*RECIPE)
+    with model_that_says(HOSTILE) as url:
+        hostile = desk.run(*RECIPE, OPENAI_BASE_URL=url, OPENAI_MODEL="mine")
+    files = {path.name: path.read_bytes() for path in desk.folder.iterdir()}
+    missing = desk.run(*RECIPE, OPENAI_MODEL="gpt-4o-minni")
+    with desk.serving() as client:
+        query: dict[str, str | int] = {"limit": 100, "fields": "subject"}
+        scores = client.get("/api/public/v3/scores", params=query).json()["data"]
+        rows, trees = stored_observations(client), stored_trees(client)
+    names = dict.fromkeys(row["metadata"]["run"] for row in rows)
+    of_run = [[row for row in rows if row["metadata"]["run"] == name] for name in names]
+    done = zip((normal, hostile, missing), of_run, strict=True)
+    first, second, third = (Ran(one, own, scores) for one, own in done)
+    return Runs(first, second, third, trees, files)
+
+
+@pytest.fixture(scope="module")
+def ran(runs: Runs) -> Ran:
+    assert (runs.normal.done.returncode, runs.normal.done.stderr) == (0, "")
+    return runs.normal
+
+
+def asked(ran: Ran, question: str) -> dict[str, Any]:
+    [root] = [root for root in ran.roots() if root["input"] == question]
+    return root
+
+
+def test_stores_the_traces_it_promises(ran: Ran, runs: Runs) -> None:
+    promised = promised_trees((TOP / "recipes/text_to_sql.py").read_text())
+    assert sorted(runs.trees[: len(promised)]) == sorted(promised)
+    link = ran.output.split()[-1]
+    assert link.rpartition("/")[2] in {root["traceId"] for root in ran.roots()}
+
+
+def test_a_cached_question_runs_the_same_sql_without_the_model(ran: Ran) -> None:
+    first = asked(ran, "How many orders were returned?")
+    again = asked(ran, "how many orders  were returned")
+    assert (first["metadata"]["cached"], again["metadata"]["cached"]) == ("false", "true")
+    assert set(ran.below(first)) == {"write-sql", "run-sql"}
+    assert set(ran.below(again)) == {"run-sql"}
+    assert ran.below(again)["run-sql"]["input"] == ran.below(first)["run-sql"]["input"]
+    assert again["output"] == first["output"]
+    assert json.loads(again["output"])["rows"] == [[41]]
+
+
+def test_what_failed_is_not_cached(ran: Ran) -> None:
+    for root in ran.roots():
+        if root["metadata"]["cached"] == "true":
+            assert root["level"] == "DEFAULT"
+
+
+def test_every_observation_says_on_whose_behalf(ran: Ran) -> None:
+    teams = {"support": 3, "sales": 4, "logistics": 4}
+    for row in ran.observations:
+        facts = row["metadata"]
+        assert f"team:{facts['team']}" in row["tags"]
+        assert (facts["database"], facts["table_count"]) == ("orders.db", "3")
+        if row["isRootObservation"]:
+            teams[facts["team"]] -= 1
+            assert facts["query_length"] == str(len(row["input"]))
+            assert int(facts["sql_length"]) == len(json.loads(row["output"])["sql"])
+    assert set(teams.values()) == {0}
+
+
+def test_every_trace_says_whether_its_sql_ran(ran: Ran) -> None:
+    seen = set()
+    for root in ran.roots():
+        query = ran.below(root)["run-sql"]
+        failed = query["level"] == "ERROR"
+        assert ran.score(root, "sql_execution_success") == [not failed]
+        assert root["level"] == query["level"]
+        if failed:
+            assert query["statusMessage"] == "not authorized"
+            assert f"    {query['input']}\n" in ran.output.split("The SQL that failed")[1]
+        seen.add(failed)
+    assert seen == {True, False}
+
+
+def test_a_thumb_tells_a_wrong_answer_from_a_right_one(ran: Ran) -> None:
+    right, wrong = (
+        asked(ran, question)
+        for question in ("Which city orders most?", "How many orders were placed in March?")
+    )
+    assert ran.score(right, "user-thumbs") == [True]
+    assert ran.score(wrong, "user-thumbs") == [False]
+    assert ran.score(wrong, "sql_execution_success") == [True]
+    assert ran.score(asked(ran, "What does each product cost?"), "user-thumbs") == []
+    assert re.search(r"user-thumbs +6 of 9\n", ran.output)
+    assert re.search(r"sql_execution_success 8 of 11\n", ran.output)
+
+
+def test_the_report_adds_up_what_is_stored(ran: Ran) -> None:
+    reported = dict(re.findall(r"^  (\w+:\w+) +(\d+ +\d+ +\$[\d.]+)", ran.output, re.MULTILINE))
+    tags = {tag for row in ran.observations for tag in row["tags"]}
+    assert reported.keys() == tags
+    for tag, told in reported.items():
+        rows = [row for row in ran.observations if tag in row["tags"]]
+        calls = [row for row in rows if row["type"] == "GENERATION"]
+        usd = sum(Decimal(str(row["costDetails"]["total"])) for row in calls)
+        roots = [row for row in rows if row["isRootObservation"]]
+        assert told.split() == [str(len(roots)), str(len(calls)), f"${usd:.6f}"]
+    assert reported["sql:cache"].endswith("$0.000000")
+
+
+def test_tracing_off_opens_no_socket(desk: Desk, ran: Ran) -> None:
+    refused = desk.folder / "refused"
+    done = desk.run(
+        *RECIPE,
+        LANGFUSE_TRACING_ENABLED="false",
+        PYTHONPATH=REFUSING,
+        REFUSE_SOCKETS="all",
+        REFUSED_SOCKETS_FILE=str(refused),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "No report: tracing is off" in done.stdout
+    assert not refused.exists()
+    assert [path.name for path in desk.folder.iterdir()] == ["orders.db"]
+    table = ran.output[ran.output.index("  team") : ran.output.index("\nWhat each")]
+    assert table in done.stdout
+
+
+def test_a_model_that_does_not_exist_is_one_line(runs: Runs) -> None:
+    missing = runs.missing
+    assert missing.done.returncode == 1
+    assert missing.done.stderr.count("\n") == 1
+    assert "OPENAI_MODEL" in missing.done.stderr
+    [root] = missing.roots()
+    assert root["level"] == missing.below(root)["write-sql"]["level"] == "ERROR"
+    assert missing.score(root, "sql_execution_success") == [False]
+
+
+# --- What an attacker would have the model write -----------------------------------------
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT {} FROM n"
+REFUSED = {
+    "INSERT INTO orders (pairs) VALUES (1)": "not authorized",
+    "UPDATE products SET price = 0": "not authorized",
+    "DELETE FROM orders RETURNING *": "not authorized",
+    "WITH x AS (SELECT 1) DELETE FROM orders": "not authorized",
+    "DROP TABLE orders": "not authorized",
+    "CREATE TEMP TABLE mine (a)": "not authorized",
+    "CREATE VIRTUAL TABLE mine USING fts5(a)": "not authorized",
+    "ATTACH 'other.db' AS other": "not authorized",
+    "ATTACH ':memory:' AS other": "not authorized",
+    "VACUUM INTO 'copy.db'": "authorization denied",
+    "PRAGMA writable_schema = 1": "not authorized",
+    "SELECT * FROM pragma_database_list": "not authorized",
+    "BEGIN EXCLUSIVE": "not authorized",
+    "SELECT load_extension('evil.so')": "not authorized",
+    "SELECT 1; DROP TABLE orders": "one statement at a time",
+    "SELECT 1 FROM orders WHERE status = ''; DROP TABLE orders; --'": "one statement at a time",
+    ENDLESS.format("count(*)"): "interrupted",
+    ENDLESS.format("group_concat(i)"): "interrupted|too big",
+    "SELECT zeroblob(1000000000)": "too big",
+    f"SELECT '{'x' * 20_000}'": "too big|too large",
+    "SELECT 1 LIKE replace(hex(zeroblob(400)), '00', '%0')": "too complex",
+    "": "not a query",
+    "-- nothing": "not a query",
+    "SELECT missing FROM orders": "no such column",
+    "SELECT CAST(x'ff' AS TEXT)": "UTF-8",
+    "SELECT 1\0": "null character",
+}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("a shop? #1") / "orders.db"
+    create_orders(path)
+    return path
+
+
+@pytest.mark.parametrize("sql", REFUSED, ids=lambda sql: sql[:40] or "empty")
+def test_harm_is_refused(sql: str, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sqlite3
+
+    from recipes.text_to_sql import fetch_rows
+
+    monkeypatch.chdir(shop.parent)
+    before = shop.read_bytes()
+    with pytest.raises(sqlite3.Error, match=REFUSED[sql]):
+        fetch_rows(shop, sql, seconds=0.1)
+    assert shop.read_bytes() == before
+    assert list(shop.parent.iterdir()) == [shop]
+
+
+def test_what_only_reads_is_allowed(shop: Path) -> None:
+    from recipes.text_to_sql import MAX_ROWS, fetch_rows
+
+    assert fetch_rows(shop, "SELECT count(*) FROM orders;") == [(365,)]
+    assert fetch_rows(shop, ENDLESS.format("i"))[-1] == (MAX_ROWS,)
+    month = "SELECT strftime('%m', max(ordered_on)) FROM orders, customers"
+    assert fetch_rows(shop, month) == [("12",)]
+
+
+def test_the_file_is_protected_even_without_the_authorizer(shop: Path) -> None:
+    import sqlite3
+
+    from recipes.text_to_sql import open_guarded
+
+    with closing(open_guarded(shop, 10)) as connection:
+        connection.set_authorizer(None)
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM orders")
+
+
+def test_spellings_share_a_key_and_schemas_do_not() -> None:
+    from recipes.text_to_sql import cache_key
+
+    assert cache_key("How  many\torders? ", ["a"]) == cache_key("how many orders", ["a"])
+    assert cache_key("how many", ["a"]) != cache_key("how many", ["b"])
+    assert cache_key("how many orders", ["a"]) != cache_key("how many", ["a"])
+
+
+@contextmanager
+def model_that_says(replies: list[str]) -> Iterator[str]:
+    """Serve OpenAI's chat protocol on loopback, one of the replies after the other."""
+    waiting = iter(replies)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            message = {"role": "assistant", "content": next(waiting, "no more")}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+            head = {"id": "1", "object": "chat.completion", "created": 1, "model": "mine"}
+            body = json.dumps({**head, "choices": [choice], "usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+HOSTILE = [
+    json.dumps({"sql": sql})
+    for sql in (
+        "SELECT 41;",
+        "DROP TABLE orders",
+        "ATTACH 'orders.db' AS o; DELETE FROM o.orders",
+        "SELECT char(27) || '[2J', x'00ff', 9e999",
+        "PRAGMA journal_mode = WAL",
+        "SELECT '\x1b[31m' FROM nowhere",
+    )
+]
+HOSTILE += ["Here it is:\n```sql\nSELECT 'Bob'\n```", '{"sql": "SELECT \\ud800"}', "I refuse."]
+
+
+def test_a_hostile_model_changes_nothing(runs: Runs, shop: Path) -> None:
+    assert (runs.hostile.done.returncode, runs.hostile.done.stderr) == (0, "")
+    assert runs.files["orders.db"] == shop.read_bytes()
+    assert {name.partition("-")[0] for name in runs.files} == {"langfuse.db", "orders.db"}
+
+
+def test_a_hostile_model_is_stored_and_shown_as_text(runs: Runs) -> None:
+    output, roots = runs.hostile.output, runs.hostile.roots()
+    assert "[2J" in output
+    assert "[31m" in output
+    assert "\x1b" not in output
+    assert re.search(r"cost unknown +10 calls", output)
+    success = {root["input"]: runs.hostile.score(root, "sql_execution_success") for root in roots}
+    assert len(success) == 11
+    assert {question for question, scores in success.items() if scores == [True]} == {
+        "How many orders were returned?",
+        "how many orders  were returned",  # from the cache
+        "How many orders were placed in March?",
+        "Which customers live in Delft?",
+    }
+    fenced = asked(runs.hostile, "Which customers live in Delft?")
+    assert json.loads(fenced["output"]) == {"sql": "SELECT 'Bob'", "rows": [["Bob"]]}
+    assert runs.hostile.score(fenced, "user-thumbs") == [True]
