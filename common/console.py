@@ -1,5 +1,6 @@
 """The one place that prints. Nothing a trace contains is read as markup."""
 
+import argparse
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,6 +60,14 @@ def fail(message: str, status: int) -> NoReturn:
     """Print one line to stderr and end the program with this exit status."""
     _err.print(Text(message, style="red"))
     raise SystemExit(status)
+
+
+class Arguments(argparse.ArgumentParser):
+    """A command line; of a mistake in it one line is printed, and the exit status is 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        fail(f"{message}; --help shows the options.", 2)
 
 
 def show_bars(values: Mapping[str, Decimal]) -> None:
