@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,8 +67,8 @@ class Arguments(argparse.ArgumentParser):
     """A command line; of a mistake in it one line is printed, and the exit status is 2."""
 
     def error(self, message: str) -> NoReturn:
-        """End the program."""
-        fail(f"{message}; --help shows the options.", 2)
+        """End the program, and hide addresses: one in the wrong place may hold a secret."""
+        fail(f"{re.sub('://[^ ]+', '://…', message)}; --help shows the options.", 2)
 
 
 def show_bars(values: Mapping[str, Decimal]) -> None:
