@@ -1,28 +1,30 @@
 """Tell somebody when spend, errors or slow answers go over a limit.
 
 A loop that calls a model all night, a provider that fails every tenth call, answers that
-take half a minute: all of it is in Langfuse, if somebody looks. This looks for you.
+take half a minute: all of it is in Langfuse, if somebody looks. This looks for you. It counts
+calls of a model only (generations and embeddings), and not the steps around them.
 
 Run it:
 
     python -m recipes.budget_alert --period 24h --max-usd 0.0001 --max-error-rate 0.05
 
-With `--webhook` one message goes to a chat; Slack shows its field `text`. From cron, with
-`--webhook=https://…` in a file that only you can read, so that no list of processes shows it:
+With `--webhook` one message goes to a chat, whose field `text` is in the form that Slack takes.
+From cron, with `--webhook=https://…` in a file, so that no list of processes shows it:
 
     0 * * * * cd /srv/app && .venv/bin/python -m recipes.budget_alert --max-usd 5 @webhook.txt
 
 The exit status is 0 within all limits; 1 over one, and told to the webhook if there is one;
 2 when it could not tell: Langfuse or the webhook did not answer, or an option is wrong.
 
-Try next: run lesson 4, then this with `--by user`, and predict who is named with `--by team`.
+Try next: run lesson 4, then this with `--by team`, and find out who `unknown` is.
 """
 
 import argparse
+import html
 import json
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -46,8 +48,8 @@ Rows = list[dict[str, Any]]
 
 # %% 1. Measure the period
 #
-# The Metrics API adds up where the data lies. Only calls of a model count: an agent's own
-# duration contains those of its calls, and each of its tools would make errors look rare.
+# The Metrics API adds up where the data lies. Only calls of a model count: the duration of
+# an agent contains those of its calls, and many small steps make errors look rare.
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Period:
 
 
 def ask_metrics(
-    langfuse: Langfuse, period: Period, *measures: str, by: str = "", only: Any = None
+    langfuse: Langfuse, period: Period, *measures: str, by: str = "", only: Any = None, top: int = 1
 ) -> Rows:
-    """Return one row a value of the dimension `by`, the first measure's largest first.
+    """Return one row, or the `top` values of a dimension, largest first measure first.
 
     In Langfuse: the same query builds a chart under Dashboards.
     """
@@ -71,7 +73,7 @@ def ask_metrics(
         "metrics": [{"measure": what, "aggregation": how} for how, what in pairs],
         "dimensions": [{"field": by}] if by else [],
         "orderBy": [{"field": measures[0], "direction": "desc"}] if by else [],
-        "config": {"row_limit": 1000},
+        "config": {"row_limit": top},
         "filters": [CALLS, only] if only else [CALLS],
         "fromTimestamp": period.start.isoformat(),
         "toTimestamp": period.end.isoformat(),
@@ -93,7 +95,7 @@ class Measured:
     errors: int
     usd: Decimal
     p95_seconds: Decimal | None
-    unpriced: Counter[str] = field(default_factory=Counter)  # calls by model
+    unpriced: Counter[str]  # calls by model
 
     def values(self) -> dict[str, Decimal | None]:
         """Return the three numbers that have a limit, by its name."""
@@ -160,7 +162,7 @@ def top_spenders(langfuse: Langfuse, period: Period, by: str) -> list[tuple[str,
     """Return the largest spenders in USD, by `user` or by `team` (a tag such as `team:sales`)."""
     column = {"user": "userId", "team": "tags"}[by]
     usd: defaultdict[str, Decimal] = defaultdict(Decimal)
-    for row in ask_metrics(langfuse, period, "sum_totalCost", by=column):
+    for row in ask_metrics(langfuse, period, "sum_totalCost", by=column, top=1000):
         team = next((tag[5:] for tag in row.get("tags", []) if tag.startswith("team:")), "")
         usd[row.get("userId") or team or "unknown"] += usd_of(row)
     ranked = sorted(usd.items(), key=lambda pair: -pair[1])
@@ -201,10 +203,14 @@ def amount(name: str, value: Decimal | None) -> str:
     return forms[name]
 
 
+def visible(name: str) -> str:
+    """Return at most 100 characters of a name, on one line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:100])
+
+
 def plain(name: str) -> str:
     """Return a name that is only text to Slack: `plain("<!here>") -> "&lt;!here&gt;"`."""
-    visible = "".join(letter if letter.isprintable() else "?" for letter in name[:100])
-    return visible.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return html.escape(visible(name), quote=False)
 
 
 def unpriced_text(unpriced: Counter[str]) -> str:
@@ -283,13 +289,22 @@ def limit(text: str) -> Decimal:
     return Decimal(text)
 
 
+def share(text: str) -> Decimal:
+    """Return a limit from 0 to 1."""
+    if limit(text) > 1:
+        raise argparse.ArgumentTypeError(f"{text} is more than all calls: 5 % is written 0.05")
+    return limit(text)
+
+
 def read_options() -> argparse.Namespace:
     """Return the options of the command line, the limits that were given as `limits`."""
     parser = Arguments(prog="python -m recipes.budget_alert", fromfile_prefix_chars="@")
     parser.add_argument("--period", type=period, default="24h", help="default: %(default)s")
     parser.add_argument("--max-usd", type=limit, help="spend of the period")
-    parser.add_argument("--max-error-rate", type=limit, help="share of calls, 0.05 is 5 %%")
-    parser.add_argument("--max-p95-seconds", type=limit, help="95th percentile of latency")
+    parser.add_argument("--max-error-rate", type=share, help="share of calls: 0.05 is 5 %%")
+    parser.add_argument(
+        "--max-p95-seconds", type=limit, help="95th percentile of how long calls take"
+    )
     parser.add_argument("--webhook", type=webhook, metavar="URL", help="better in an @file")
     parser.add_argument("--by", choices=["user", "team"], help="name the largest spenders")
     options = parser.parse_args()
@@ -309,9 +324,9 @@ def show_report(measured: Measured, limits: Limits, top: list[tuple[str, Decimal
         most = f"limit {amount(name, limits[name])}" if name in limits else "no limit"
         show_result(WORDS[name], f"{amount(name, value):<20} {most}")
     for model, calls in measured.unpriced.items():
-        show_result("cost unknown", f"{calls} calls of {model}, so spend is at least that")
+        show_result("cost unknown", f"{calls} calls of {visible(model)}, so spend is at least that")
     for name, usd in top:
-        show_result(name, usd_text(usd))
+        show_result(visible(name), usd_text(usd))
 
 
 def main() -> None:

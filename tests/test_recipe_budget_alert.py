@@ -254,6 +254,7 @@ def test_a_webhook_that_is_not_there_is_named_without_its_secret(address: str) -
         ("--max-usd 1 --period 0h", "'0h' is not a period such as 30m, 24h or 7d"),
         ("--max-usd -1", "'-1' is not a number such as 5 or 0.05"),
         ("--max-usd nan", "'nan' is not a number such as 5 or 0.05"),
+        ("--max-error-rate 5", "5 is more than all calls: 5 % is written 0.05"),
         ("--max-error-rate 1e3", "'1e3' is not a number such as 5 or 0.05"),
         (f"--max-usd 1 --webhook hooks.test/{SECRET}", "the webhook is not the address"),
         (f"--max-usd 1 --webhok https://hooks.test/{SECRET}", "unrecognized arguments: --webhok"),

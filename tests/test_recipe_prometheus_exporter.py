@@ -20,7 +20,8 @@ import httpx
 import pytest
 from conftest import KEYS, TOP, Desk, free_port, stored_observations
 from langfuse.api import LangfuseAPI
-from prometheus_client import CollectorRegistry
+from langfuse.api.core import ApiError
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as read_openmetrics,
 )
@@ -32,6 +33,7 @@ from recipes import prometheus_exporter
 from recipes.prometheus_exporter import (
     BUCKETS,
     CannotRunError,
+    Exporter,
     State,
     count_observation,
     load_state,
@@ -177,7 +179,6 @@ ODD = [
     span(7, seconds=100, kind="embedding", model="own", usage={"i": 1}),
     span(8, seconds=0, kind="event"),
     span(10, ended_ago=7200),  # in the first round only
-    span(9, seconds=3 * 3600, ended_ago=5, kind="agent"),  # began before the window
 ]
 RATINGS: list[dict[str, Any]] = [
     *({"name": "user-rating", "value": n / 10, "id": f"rating-{n}"} for n in range(110)),
@@ -268,9 +269,10 @@ def test_goes_on_where_it_stopped_and_counts_what_is_late(shop: Shop) -> None:
     before = expected(shop.client)
     with exporting(shop.desk, "--state", str(shop.state)) as exporter:
         assert scraped(exporter) == before, "shown before the first round"
-        late, too_late = span(20, ended_ago=3500), span(21, ended_ago=3700)
+        late, too_late = span(20, ended_ago=3500), span(21, ended_ago=7000)
         runs = {**span(22, ended_ago=-0.01), "endTimeUnixNano": "0"}
-        send(shop.client, late, too_late, runs)
+        long = span(23, seconds=3 * 3600, ended_ago=0, kind="agent")  # began before the window
+        send(shop.client, late, too_late, runs, long)
         rate(shop.client, {"name": "resolved", "value": 1, "dataType": "BOOLEAN", "id": "no"})
         wanted = expected(shop.client, 21)
         assert wanted["langfuse_score_mean", "resolved"] == 1
@@ -458,7 +460,7 @@ def api(shop: Shop) -> Any:
 
 def test_the_window_only_moves_on(shop: Shop) -> None:
     langfuse = api(shop)
-    first = take_round(langfuse, load_state(Path("nowhere")), lateness=30)
+    first = take_round(langfuse, load_state(Path("nowhere")), lateness=1800)
     assert all(ended >= first.since for ended in first.seen.values())
     assert 0 < len(first.seen) < sum(map(int, first.numbers["langfuse_calls"].values()))
     again = take_round(langfuse, first, lateness=3600)
@@ -468,6 +470,37 @@ def test_the_window_only_moves_on(shop: Shop) -> None:
     assert Counter(take_round(langfuse, long_off, 1).numbers) == Counter(first.numbers)
     with pytest.raises(CannotRunError, match=r"counts project mine, .* open local:"):
         take_round(langfuse, long_off.model_copy(update={"project": "mine"}), 1)
+
+
+def test_a_round_that_fails_half_way_leaves_nothing_behind(shop: Shop) -> None:
+    state = load_state(Path("nowhere"))
+    before = state.model_copy(deep=True)
+    langfuse = api(shop)
+    langfuse.api = SimpleNamespace(
+        observations=langfuse.api.observations, scores=SimpleNamespace(get_many=failing)
+    )
+    with pytest.raises(ApiError):
+        take_round(langfuse, state, 3600)
+    assert state == before
+
+
+def failing(**_: Any) -> None:
+    raise ApiError(status_code=500)
+
+
+def test_what_cannot_be_saved_is_not_shown(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    exporter = Exporter(tmp_path / "file" / "state.json")
+    problem = exporter.try_round(api(shop), 3600)
+    assert problem.startswith("Nothing is counted in this round: [Errno")
+    assert (exporter.is_up, exporter.failed) == (False, 1)
+    assert read(generate(exporter)) == {}
+
+
+def generate(exporter: Exporter) -> str:
+    registry = CollectorRegistry()
+    registry.register(exporter)
+    return generate_latest(registry).decode()
 
 
 def test_what_the_first_lines_ask_for_is_there(shop: Shop) -> None:
