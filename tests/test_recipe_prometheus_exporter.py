@@ -1,0 +1,509 @@
+"""The exporter counts what is stored: all of it, once, whatever happens to it or to Langfuse."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from conftest import KEYS, TOP, Desk, free_port, stored_observations
+from langfuse.api import LangfuseAPI
+from langfuse.api.core import ApiError
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as read_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from common.readback import poll
+from local_langfuse import start
+from recipes import prometheus_exporter
+from recipes.prometheus_exporter import (
+    BUCKETS,
+    CannotRunError,
+    Exporter,
+    State,
+    count_observation,
+    load_state,
+    metrics_of,
+    read_options,
+    read_pages,
+    save_state,
+    serve,
+    take_round,
+)
+
+REFUSING = str(Path(__file__).parent / "refuse_sockets")
+RECIPE = ("-m", "recipes.prometheus_exporter")
+Sums = defaultdict[tuple[str, ...], Decimal]
+Numbers = dict[tuple[str, ...], float]  # a sample's name and its label values, by label name
+HOSTILE = 'a"} 9\nlangfuse_calls_total{model="b\\'  # a model's name, as a trace may have it
+
+
+@contextmanager
+def serving(desk: Desk) -> Iterator[httpx.Client]:
+    """Serve the desk's database on its port, as `desk.serving` does, without a process."""
+    running = start(desk.db, desk.port)
+    try:
+        with httpx.Client(base_url=running.base_url, auth=KEYS, trust_env=False) as client:
+            yield client
+    finally:
+        running.stop()
+
+
+def span(
+    number: int,
+    *,
+    ended_ago: float = 60,
+    seconds: float = 1.5,
+    kind: str = "generation",
+    model: str = "",
+    level: str = "DEFAULT",
+    usage: dict[str, int] | None = None,
+    cost: dict[str, float] | None = None,
+    first_token: float | None = None,
+) -> dict[str, Any]:
+    """Return an OTLP span; all times are seconds, usage is tokens, cost is USD."""
+    end = datetime.now(UTC) - timedelta(seconds=ended_ago)
+    start = end - timedelta(seconds=seconds)
+    own = {"type": kind, "model.name": model, "level": level}
+    own |= {"usage_details": json.dumps(usage or {}), "cost_details": json.dumps(cost or {})}
+    if first_token:
+        own["completion_start_time"] = (start + timedelta(seconds=first_token)).isoformat()
+    return {
+        "traceId": f"{number:032x}",
+        "spanId": f"{number:016x}",
+        "name": "write-answer",
+        "startTimeUnixNano": f"{start.timestamp():.6f}000".replace(".", ""),
+        "endTimeUnixNano": f"{end.timestamp():.6f}000".replace(".", ""),
+        "attributes": [
+            {"key": f"langfuse.observation.{key}", "value": {"stringValue": text}}
+            for key, text in own.items()
+        ],
+    }
+
+
+def send(client: httpx.Client, *spans: dict[str, Any]) -> None:
+    body = {"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {}, "spans": spans}]}]}
+    client.post("/api/public/otel/v1/traces", json=body).raise_for_status()
+
+
+def rate(client: httpx.Client, *scores: dict[str, Any]) -> None:
+    body = [{"traceId": f"{1:032x}", **score} for score in scores]
+    client.post("/api/public/scores", json=body).raise_for_status()
+
+
+def stored_scores(client: httpx.Client) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    query: dict[str, Any] = {"limit": 100}
+    while True:
+        page = client.get("/api/public/v3/scores", params=query).raise_for_status().json()
+        rows += page["data"]
+        if "cursor" not in page["meta"]:
+            return rows
+        query["cursor"] = page["meta"]["cursor"]
+
+
+def read(text: str, parse: Any = text_string_to_metric_families) -> Numbers:
+    """Return every sample but the exporter's own, by prometheus_client's parser."""
+    found: Numbers = {}
+    for family in parse(text):
+        for sample in family.samples:
+            key = (sample.name, *(value for _, value in sorted(sample.labels.items())))
+            assert key not in found, key
+            found[key] = sample.value
+    return {key: value for key, value in found.items() if "exporter" not in key[0]}
+
+
+def expected(client: httpx.Client, *without: int) -> Numbers:
+    """Add up what the API says is stored, but for the spans with these numbers."""
+    left_out = {f"{number:016x}" for number in without}
+    sums: Sums = defaultdict(Decimal)
+    for row in stored_observations(client):
+        if row["endTime"] and row["id"] not in left_out:
+            model, kind = row["model"].replace("\n", "?"), row["type"].lower()
+            sums["langfuse_calls_total", model, kind] += 1
+            sums["langfuse_errors_total", model, kind] += row["level"] == "ERROR"
+            add_histogram(sums, "langfuse_latency_seconds", (model, kind), row["latency"] or 0)
+            if (first := row["timeToFirstToken"]) is not None:
+                add_histogram(sums, "langfuse_time_to_first_token_seconds", (model,), first)
+            usage = row["usageDetails"]
+            for bucket in usage.keys() - ({"total"} if len(usage) > 1 else set()):
+                sums["langfuse_tokens_total", bucket, model] += usage[bucket]
+            if "total" in row["costDetails"]:
+                cost = Decimal(str(row["costDetails"]["total"]))
+                sums["langfuse_cost_usd_total", model] += cost
+            elif kind in ("generation", "embedding") and (usage or row["level"] != "ERROR"):
+                sums["langfuse_calls_without_cost_total", model] += 1
+    return {key: float(value) for key, value in (*sums.items(), *summed_scores(client).items())}
+
+
+def summed_scores(client: httpx.Client) -> Sums:
+    sums: Sums = defaultdict(Decimal)
+    for score in stored_scores(client):
+        if score["dataType"] in ("NUMERIC", "BOOLEAN"):
+            sums["langfuse_scores_total", score["name"]] += 1
+            sums["langfuse_score_sum", score["name"]] += Decimal(str(float(score["value"])))
+    for name in {name for _, name in sums}:
+        mean = sums["langfuse_score_sum", name] / sums["langfuse_scores_total", name]
+        sums["langfuse_score_mean", name] = mean
+    return sums
+
+
+def add_histogram(sums: Sums, name: str, labels: tuple[str, ...], value: float) -> None:
+    for bound in BUCKETS:
+        sums[f"{name}_bucket", bound, *labels] += value <= float(bound)
+    sums[f"{name}_count", *labels] += 1
+    sums[f"{name}_sum", *labels] += Decimal(str(value))
+
+
+ODD = [
+    span(1, model="gpt-4o", usage={"input": 9, "input_cached_tokens": 4}, first_token=0.5),
+    span(2, model=HOSTILE, usage={"total": 7}),
+    span(3, model="gpt-4o", level="ERROR"),
+    span(4, model="own", level="ERROR", usage={"input": 3}),
+    span(5, model="own", cost={"total": 0.1}),
+    span(6, model="own", cost={"total": 0.2}),
+    span(7, seconds=100, kind="embedding", model="own", usage={"i": 1}),
+    span(8, seconds=0, kind="event"),
+    span(10, ended_ago=7200),  # in the first round only
+]
+RATINGS: list[dict[str, Any]] = [
+    *({"name": "user-rating", "value": n / 10, "id": f"rating-{n}"} for n in range(110)),
+    {"name": "resolved", "value": 1, "dataType": "BOOLEAN", "id": "yes"},
+    {"name": "resolved", "value": 0, "dataType": "BOOLEAN", "id": "no"},
+    {"name": "mood", "value": "calm", "dataType": "CATEGORICAL", "id": "calm"},
+]
+
+
+@dataclass
+class Shop:
+    """What lesson 2 and these spans stored, and the first round over it."""
+
+    desk: Desk
+    client: httpx.Client
+    ran: subprocess.CompletedProcess[str]
+
+    @property
+    def state(self) -> Path:
+        return self.desk.db.with_name("prometheus.json")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Iterator[Shop]:
+    desk = Desk(tmp_path_factory.mktemp("shop"), vocabulary)
+    with serving(desk) as client:
+        assert desk.run("02_trace_llm_calls.py").returncode == 0
+        send(client, *ODD)
+        for some in (RATINGS[:100], RATINGS[100:]):
+            rate(client, *some)
+        yield Shop(desk, client, desk.run(*RECIPE, "--once"))
+
+
+@contextmanager
+def exporting(desk: Desk, *options: str, **env: str) -> Iterator[httpx.Client]:
+    """Run the exporter as a server, and yield a client of its metrics."""
+    server = subprocess.Popen(
+        [sys.executable, *RECIPE, "--port", "0", "--every", "0.05", *options],
+        cwd=TOP,
+        env=desk.environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    try:
+        line, found = "-", None
+        while line and not found:
+            line = server.stdout.readline()
+            found = re.search(r"(http://127.0.0.1:\d+)/metrics", line)
+        assert found, server.communicate()
+        with httpx.Client(base_url=found[1], trust_env=False) as client:
+            yield client
+    finally:
+        server.terminate()
+        _, said = server.communicate(timeout=10)
+    assert said == ""
+
+
+def scraped(exporter: httpx.Client) -> Numbers:
+    return read(exporter.get("/metrics").raise_for_status().text)
+
+
+def agrees(exporter: httpx.Client, wanted: Numbers) -> None:
+    """Wait for the round that counts it all; a number too many stays, and is found."""
+    assert poll(lambda: scraped(exporter), until=lambda found: found == wanted) == wanted
+
+
+def own(exporter: httpx.Client, name: str) -> float:
+    found = re.search(rf"^langfuse_exporter_{name} (\S+)$", exporter.get("/").text, re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
+def test_counts_exactly_what_is_stored(shop: Shop) -> None:
+    assert (shop.ran.returncode, shop.ran.stderr) == (0, "")
+    counted = read(shop.ran.stdout)
+    assert counted == expected(shop.client)
+    assert counted["langfuse_scores_total", "user-rating"] == 110, "more than a page"
+    assert counted["langfuse_cost_usd_total", "own"] == 0.3, "not 0.30000000000000004"
+    assert counted["langfuse_tokens_total", "total", HOSTILE.replace("\n", "?")] == 7
+    assert counted["langfuse_calls_without_cost_total", "own"] == 2
+    assert ("langfuse_calls_without_cost_total", "gpt-4o") not in counted, "it was refused"
+    assert ("langfuse_scores_total", "mood") not in counted
+
+
+def test_goes_on_where_it_stopped_and_counts_what_is_late(shop: Shop) -> None:
+    before = expected(shop.client)
+    with exporting(shop.desk, "--state", str(shop.state)) as exporter:
+        assert scraped(exporter) == before, "shown before the first round"
+        late, too_late = span(20, ended_ago=3500), span(21, ended_ago=7000)
+        runs = {**span(22, ended_ago=-0.01), "endTimeUnixNano": "0"}
+        long = span(23, seconds=3 * 3600, ended_ago=0, kind="agent")  # began before the window
+        send(shop.client, late, too_late, runs, long)
+        rate(shop.client, {"name": "resolved", "value": 1, "dataType": "BOOLEAN", "id": "no"})
+        wanted = expected(shop.client, 21)
+        assert wanted["langfuse_score_mean", "resolved"] == 1
+        assert wanted["langfuse_calls_total", "", "generation"] == 2, "10 and 20"
+        agrees(exporter, wanted)
+        send(shop.client, span(22, seconds=5, ended_ago=0))
+        agrees(exporter, expected(shop.client, 21))
+        header = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        answer = exporter.get("/metrics", headers=header)
+        assert answer.headers["content-type"].startswith("application/openmetrics-text")
+        assert read(answer.text, read_openmetrics) == expected(shop.client, 21)
+
+
+def test_while_langfuse_is_down_the_last_numbers_stay(desk: Desk) -> None:
+    keys = {"LANGFUSE_PUBLIC_KEY": KEYS[0], "LANGFUSE_SECRET_KEY": KEYS[1]}
+    url = {"LANGFUSE_BASE_URL": f"http://127.0.0.1:{desk.port}"}
+    with exporting(desk, **keys, **url) as exporter:
+        assert poll(lambda: own(exporter, "failed_rounds_total"), until=lambda n: n > 1) > 1
+        assert own(exporter, "up") == 0
+        assert scraped(exporter) == {}
+        with serving(desk) as client:
+            send(client, span(1))
+            wanted = expected(client)
+            agrees(exporter, wanted)
+            assert own(exporter, "up") == 1
+        assert poll(lambda: own(exporter, "up"), until=lambda up: up == 0) == 0
+        assert scraped(exporter) == wanted
+        with serving(desk) as client:
+            send(client, span(2))
+            agrees(exporter, expected(client))
+
+
+KILLED = """
+import os, pathlib, runpy, signal, sys
+replace = pathlib.Path.replace
+def killed(path, target):
+    if {is_after}:
+        replace(path, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.replace = killed
+sys.argv = ["prometheus_exporter", "--once"]
+runpy.run_module("recipes.prometheus_exporter", run_name="__main__")
+"""
+
+
+def test_kill_9_loses_nothing_and_counts_nothing_twice(desk: Desk) -> None:
+    state = desk.folder / "prometheus.json"
+    with serving(desk) as client:
+        send(client, span(1), span(2))
+        assert desk.run("-c", KILLED.format(is_after=False)).returncode == -9
+        assert not state.exists()
+        assert desk.run("-c", KILLED.format(is_after=True)).returncode == -9
+        assert len(State.model_validate_json(state.read_bytes()).seen) == 2
+        send(client, span(3, ended_ago=600))
+        ran = desk.run(*RECIPE, "--once")
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert read(ran.stdout) == expected(client)
+        assert read(ran.stdout)["langfuse_calls_total", "", "generation"] == 3
+
+
+def test_says_in_one_line_why_it_cannot_run(desk: Desk) -> None:
+    damaged = desk.folder / "damaged.json"
+    damaged.write_text('{"since": 5')
+    saved = desk.folder / "saved.json"
+    save_state(saved, counted_once())
+    dead = {"LANGFUSE_PUBLIC_KEY": "pk-lf-1234567890ab", "LANGFUSE_SECRET_KEY": "sk-lf-12345678ab"}
+    dead["LANGFUSE_BASE_URL"] = f"http://127.0.0.1:{free_port()}"
+    refused = desk.folder / "refused"
+    off = {
+        "LANGFUSE_TRACING_ENABLED": "false",
+        "PYTHONPATH": REFUSING,
+        "REFUSE_SOCKETS": "all",
+        "REFUSED_SOCKETS_FILE": str(refused),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            (2, "damaged", pool.submit(desk.run, *RECIPE, "--once", "--state", str(damaged))),
+            (2, "LANGFUSE_TRACING_ENABLED", pool.submit(desk.run, *RECIPE, **off)),
+            (1, "refused", pool.submit(desk.run, *RECIPE, "--once", "--state", str(saved), **dead)),
+        ]
+        for status, words, run in runs:
+            ran = run.result()
+            assert (ran.returncode, ran.stderr.count("\n")) == (status, 1), ran.stderr
+            assert words in ran.stderr
+    assert damaged.read_text() == '{"since": 5'
+    assert not refused.exists()
+    assert read(ran.stdout)["langfuse_calls_total", "m", "generation"] == 1, "the last numbers"
+    assert "langfuse_exporter_up 0.0\n" in ran.stdout
+
+
+# The functions by themselves
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--every 0", "argument --every: invalid seconds value: '0'"),
+        ("--lateness nan", "argument --lateness: invalid seconds value: 'nan'"),
+        ("--port many", "argument --port: invalid int value: 'many'"),
+        ("--twice", "unrecognized arguments: --twice"),
+    ],
+)
+def test_a_wrong_option_is_said_in_one_line(
+    given: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["exporter", *given.split()])
+    with pytest.raises(SystemExit, match="2"):
+        read_options()
+    assert capsys.readouterr().err == f"{said}; --help shows the options.\n"
+
+
+def counted_once() -> State:
+    state = load_state(Path("nowhere"))
+    count_observation(state, node(1))
+    return state
+
+
+def node(number: int, model: str = "m") -> Any:
+    return SimpleNamespace(
+        trace_id="t",
+        id=str(number),
+        project_id="local",
+        end_time=datetime.now(UTC) - timedelta(minutes=1),
+        type="GENERATION",
+        level="DEFAULT",
+        model=model,
+        latency=None,
+        time_to_first_token=None,
+        usage_details={"input": 1},
+        cost_details={},
+    )
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_port_that_cannot_be_used_is_said(is_taken: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1] if is_taken else 65536
+        with pytest.raises(CannotRunError, match=f"port {port} .*--port"):
+            serve(CollectorRegistry(), port)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda text: text[:-1],
+        lambda text: text.replace('"since"', '"position"'),
+        lambda text: json.dumps({**json.loads(text), "format": 2}),
+        lambda text: text.replace('"0.05"', '"0.07"'),
+        lambda _: "",
+    ],
+)
+def test_a_state_that_is_not_ours_is_refused(broken: Any, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "state.json"
+    save_state(path, counted_once())
+    assert load_state(path) == counted_once().model_copy(update={"since": load_state(path).since})
+    path.write_text(broken(path.read_text()))
+    with pytest.raises(CannotRunError, match=r"state\.json .*--state"):
+        load_state(path)
+
+
+def test_names_out_of_traces_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus_exporter, "MAX_NAMES", 2)
+    state = load_state(Path("nowhere"))
+    for number, model in enumerate(["a", "b", "c", "d", "a", "b" * 1000]):
+        count_observation(state, node(number, model))
+    [calls] = [family for family in metrics_of(state) if family.name == "langfuse_calls"]
+    assert {sample.labels["model"]: sample.value for sample in calls.samples} == {
+        "a": 2,
+        "b": 1,
+        "other": 3,
+    }
+
+
+def test_reads_page_after_page(shop: Shop) -> None:
+    get_many = api(shop).api.observations.get_many
+    found = [row.id for row in read_pages(get_many, limit=3)]
+    assert sorted(found) == sorted(row["id"] for row in stored_observations(shop.client))
+
+
+def api(shop: Shop) -> Any:
+    """Return what the recipe uses of a Langfuse client, over the shop's connection."""
+    address = str(shop.client.base_url)
+    return SimpleNamespace(api=LangfuseAPI(base_url=address, httpx_client=shop.client))
+
+
+def test_the_window_only_moves_on(shop: Shop) -> None:
+    langfuse = api(shop)
+    first = take_round(langfuse, load_state(Path("nowhere")), lateness=1800)
+    assert all(ended >= first.since for ended in first.seen.values())
+    assert 0 < len(first.seen) < sum(map(int, first.numbers["langfuse_calls"].values()))
+    again = take_round(langfuse, first, lateness=3600)
+    assert again.since == first.since
+    assert (again.numbers, again.durations) == (first.numbers, first.durations)
+    long_off = load_state(Path("nowhere"))
+    assert Counter(take_round(langfuse, long_off, 1).numbers) == Counter(first.numbers)
+    with pytest.raises(CannotRunError, match=r"counts project mine, .* open local:"):
+        take_round(langfuse, long_off.model_copy(update={"project": "mine"}), 1)
+
+
+def test_a_round_that_fails_half_way_leaves_nothing_behind(shop: Shop) -> None:
+    state = load_state(Path("nowhere"))
+    before = state.model_copy(deep=True)
+    langfuse = api(shop)
+    langfuse.api = SimpleNamespace(
+        observations=langfuse.api.observations, scores=SimpleNamespace(get_many=failing)
+    )
+    with pytest.raises(ApiError):
+        take_round(langfuse, state, 3600)
+    assert state == before
+
+
+def failing(**_: Any) -> None:
+    raise ApiError(status_code=500)
+
+
+def test_what_cannot_be_saved_is_not_shown(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    exporter = Exporter(tmp_path / "file" / "state.json")
+    problem = exporter.try_round(api(shop), 3600)
+    assert problem.startswith("Nothing is counted in this round: [Errno")
+    assert (exporter.is_up, exporter.failed) == (False, 1)
+    assert read(generate(exporter)) == {}
+
+
+def generate(exporter: Exporter) -> str:
+    registry = CollectorRegistry()
+    registry.register(exporter)
+    return generate_latest(registry).decode()
+
+
+def test_what_the_first_lines_ask_for_is_there(shop: Shop) -> None:
+    asked = set(re.findall(r"langfuse_\w+", str(prometheus_exporter.__doc__)))
+    assert len(asked) == 4
+    assert asked <= set(re.findall(r"^(?:# TYPE )?(\w+)", shop.ran.stdout, re.MULTILINE))
