@@ -24,10 +24,11 @@ from common.settings import (
 )
 
 
-def connect(**options: Any) -> Langfuse:
+def connect(*, asks_model: bool = True, **options: Any) -> Langfuse:
     """Return the Langfuse client for the settings found, and print where traces go.
 
-    Options such as `mask=` or `sample_rate=` go to `Langfuse(...)` as they are.
+    A program that asks no model says so, and is not told which one would answer. Options
+    such as `mask=` or `sample_rate=` go to `Langfuse(...)` as they are.
 
     Off with `LANGFUSE_TRACING_ENABLED=false`; to Langfuse with both keys; otherwise to
     the local stand-in, started inside this process unless one is already running.
@@ -41,12 +42,13 @@ def connect(**options: Any) -> Langfuse:
     try:
         settings = read_settings()
         destination = choose_destination(settings)
-        answers = model_label()
+        answers = model_label() if asks_model else ""
         langfuse, where = _open(destination, options)
     except (ValueError, local_langfuse.CannotStart) as error:
         fail(str(error), 2)
     show_line(f"{where}, because {destination.why}.")
-    show_line(f"Answers come from {answers}.")
+    if asks_model:
+        show_line(f"Answers come from {answers}.")
     if links_need_server():
         python = os.path.relpath(sys.executable)
         show_line(f"Links open in a browser while `{python} -m local_langfuse` is running.")

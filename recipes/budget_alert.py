@@ -332,7 +332,7 @@ def show_report(measured: Measured, limits: Limits, top: list[tuple[str, Decimal
 def main() -> None:
     """Measure, compare, and tell; the exit status says how it went."""
     options = read_options()
-    langfuse = connect()
+    langfuse = connect(asks_model=False)
     if not tracing_is_on():
         fail("Cannot tell: tracing is off. Unset LANGFUSE_TRACING_ENABLED.", 2)
     now = datetime.now(UTC)

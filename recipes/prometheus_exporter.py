@@ -354,7 +354,7 @@ def main() -> None:
     """Connect, go on from what was counted, and take one round after another."""
     options, said, registry = read_options(), io.StringIO(), CollectorRegistry()
     with redirect_stdout(said):
-        langfuse = connect()
+        langfuse = connect(asks_model=False)
     for line in said.getvalue().splitlines():
         show_line(f"# {line}" if options.once else line)  # to Prometheus a comment
     if not tracing_is_on():
