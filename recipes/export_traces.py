@@ -286,7 +286,7 @@ def delete_old(
         for first in range(0, len(old), TRACES_AT_ONCE):
             some = old[first : first + TRACES_AT_ONCE]
             stored, newest = by_trace(stored_rows(langfuse, some))
-            may_go = [t for t in newest if newest[t] < before and stored[t] <= exported[t]]
+            may_go = [t for t in newest if stored[t] <= exported[t]]
             if is_sure and may_go:
                 langfuse.api.trace.delete_multiple(trace_ids=may_go)
             gone, kept = gone + may_go, kept + len(newest) - len(may_go)
