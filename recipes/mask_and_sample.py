@@ -82,11 +82,11 @@ CARD = re.compile(  # in one piece, or in groups of 4-4-4-4 or 4-6-5; not the de
 ISSUED = re.compile(  # how the numbers of card issuers begin, and how long they are
     r"4\d{12}(?:\d{3}){0,2}|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3[0689]\d{12}|35\d{14}|6\d{15,18}"
 )
-PHONE = re.compile(
-    r"(?<![\w.+-])(?:(?:\+|%2B|00)[1-9](?:[ ()./-]{0,3}\d){7,13}"  # +49 (0)30 1234-567
-    r"|0\d{9,10}|0\d(?:[ .-]\d{2}){4}"  # 0612345678, 06 12 34 56 78
-    r"|(?=(?:\D{0,3}\d){8})\(?0\d{1,5}\)?[ /-]{1,3}\d{3,}(?:[ -]\d{2,})*"  # (030) 1234567
-    r"|(?:1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[ .-])[2-9]\d{2}[ .-]\d{4})(?!\d)"  # 202-555-0147
+PHONE = re.compile(  # what begins with 0 and ends in a letter may be an id in hex
+    r"(?<![\w.+-])(?:(?:\+|%2B)[1-9](?:[ ()./-]{0,3}\d){7,13}(?!\d)"  # +49 (0)30 1234-567
+    r"|00[1-9](?:[ ()./-]{0,3}\d){7,13}(?!\w)|0\d{9,10}(?!\w)|0\d(?:[ .-]\d{2}){4}(?!\d)"
+    r"|(?=(?:\D{0,3}\d){8})\(?0\d{1,5}\)?[ /-]{1,3}\d{3,}(?:[ -]\d{2,})*(?!\d)"  # (030) 1234567
+    r"|(?:1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[ .-])[2-9]\d{2}[ .-]\d{4}(?!\d))"  # 202-555-0147
 )
 
 
@@ -196,6 +196,7 @@ def parsed(text: str) -> Any:
 
 def masked_span(span: ReadableSpan) -> ReadableSpan:
     """Return a copy of a finished span in which every text is masked; ids and times stay."""
+    description = span.status.description
     events = [Event(safe(e.name), masked_fields(e.attributes), e.timestamp) for e in span.events]
     return ReadableSpan(
         name=safe(span.name),
@@ -207,7 +208,7 @@ def masked_span(span: ReadableSpan) -> ReadableSpan:
         links=[Link(link.context, masked_fields(link.attributes)) for link in span.links],
         kind=span.kind,
         instrumentation_scope=span.instrumentation_scope,
-        status=Status(span.status.status_code, safe(span.status.description)),
+        status=Status(span.status.status_code, description and safe(description)),
         start_time=span.start_time,
         end_time=span.end_time,
     )
@@ -233,9 +234,6 @@ def langfuse_exporter() -> OTLPSpanExporter:
     )
 
 
-MASKED_PATHS = ("/scores", "/dataset-items")  # not prompts, which are your own text
-
-
 class MaskingExporter(SpanExporter):
     """Sends spans to Langfuse, each of them masked."""
 
@@ -244,13 +242,28 @@ class MaskingExporter(SpanExporter):
         return langfuse_exporter().export([masked_span(span) for span in spans])
 
 
+MASKED_PATHS = ("/scores", "/dataset-items")  # not prompts, which are your own text
+IDS = ("id", "traceId", "observationId")
+HEX_ID = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")  # as the SDK makes them
+
+
+def masked_items(items: Any) -> Any:
+    """Return the body of a request masked, but for ids, of which some look like numbers."""
+    if isinstance(items, list):
+        return [masked_items(item) for item in items]
+    if not isinstance(items, dict):
+        return safe(items)
+    ids = {name: items[name] for name in IDS if HEX_ID.fullmatch(str(items.get(name)))}
+    return {**masked_fields(items), **ids}
+
+
 class MaskingClient(httpx.Client):
     """Sends everything that is no span; masks what people wrote: scores and test cases."""
 
     def request(self, method: str, url: Any, **content: Any) -> httpx.Response:
         """Send a request, its JSON masked where it goes to one of MASKED_PATHS."""
         if str(url).endswith(MASKED_PATHS):
-            content["json"] = safe(content.get("json"))
+            content["json"] = masked_items(content.get("json"))
         return super().request(method, url, **content)
 
 

@@ -32,7 +32,7 @@ class Proxy(ThreadingHTTPServer):
 
     def __init__(self, target: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.client = httpx.Client(base_url=target, timeout=20, trust_env=False)
+        self.client = httpx.Client(base_url=target, timeout=60, trust_env=False)
         self.sent: list[Sent] = []
         self.before: Callable[[Sent], None] = lambda _: None
         self.url = f"http://127.0.0.1:{self.server_port}"

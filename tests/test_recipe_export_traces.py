@@ -24,6 +24,7 @@ from recipes import export_traces
 MODULE = ("-m", "recipes.export_traces")
 REFUSING = str(Path(__file__).parent / "refuse_sockets")
 DAYS = 7
+PATIENCE = 60  # seconds, on a machine that is busy
 LISTS = ("/api/public/v2/observations", "/api/public/v3/scores")
 METADATA = {"long.key": "metadata " * 40, "exactly": "y" * 200, "a,comma": "z" * 300}
 Row = dict[str, Any]
@@ -116,24 +117,26 @@ class Story:
 
         def stop() -> None:
             reached.set()
-            release.wait(20)
+            release.wait(PATIENCE)
 
         self.proxy.before = at(path, count, stop)
-        export = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, *MODULE, "--folder", str(self.folder), "--page-size", "7"],
             cwd=TOP,
             env=self.desk.environment(**self.environment()),
             stdout=subprocess.DEVNULL,
-        )
-        assert reached.wait(20), "the export never asked for that page"
-        with (
-            pytest.raises(export_traces.ExportError, match="Another export is at work"),
-            export_traces.only_one(self.folder),
-        ):
-            pass
-        meanwhile()
-        export.kill()
-        assert export.wait(20) == -signal.SIGKILL
+        ) as export:
+            try:
+                assert reached.wait(PATIENCE), "the export never asked for that page"
+                with (
+                    pytest.raises(export_traces.ExportError, match="Another export is at work"),
+                    export_traces.only_one(self.folder),
+                ):
+                    pass
+                meanwhile()
+            finally:
+                export.kill()
+        assert export.returncode == -signal.SIGKILL
         self.proxy.before = lambda _: None
         release.set()
         self.state_when_killed.append(json.loads((self.folder / "export.json").read_text()))
@@ -171,8 +174,8 @@ def fill(client: httpx.Client) -> None:
             put_score(client, **one, value=step, timestamp=ago(minutes=number))
     for number in (OLD, GROWING, GROWN, SCORED, RESCORED):
         put_trace(client, number, ended=day(DAYS + number), steps=2)
-    put_trace(client, JUST_OLDER, ended=day(DAYS, minutes=1))
-    put_trace(client, JUST_YOUNGER, ended=day(DAYS, minutes=-1))
+    put_trace(client, JUST_OLDER, ended=day(DAYS, minutes=10))
+    put_trace(client, JUST_YOUNGER, ended=day(DAYS, minutes=-10))
     put_trace(client, GROWING, ended=day(1), first=3)
     for number in (OLD, RESCORED):
         put_score(client, id=f"of-{number}", traceId=f"{number:032x}", value=1, comment="größer")
