@@ -303,7 +303,7 @@ def still_stored(langfuse: Langfuse, traces: list[str]) -> int:
     """
     parts = range(0, len(traces), TRACES_AT_ONCE)
     some = (stored_rows(langfuse, traces[first : first + TRACES_AT_ONCE]) for first in parts)
-    return sum(len(by_trace(rows)[1]) for rows in some)
+    return sum(len(by_trace(rows)[0]) for rows in some)
 
 
 def show_deletion(langfuse: Langfuse, folder: Path, days: int, *, is_sure: bool) -> None:

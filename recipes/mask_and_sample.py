@@ -1,9 +1,9 @@
 """Send traces without the personal data in them, and no more of them than you need.
 
-A trace copies what people type: addresses, card numbers, passwords for your own systems.
-Langfuse's `mask=` sees input, output and metadata, `mask_otel_spans=` all attributes of a
-span. Both miss the exception with its stack trace, the name, and whatever is no span, such
-as the comment of a score. One gate before the network misses none of them.
+A trace copies what people type: addresses, card numbers, keys. Langfuse's `mask=` gets the
+input, output and metadata of a step, `mask_otel_spans=` all attributes of a span. Neither
+reaches an exception and its stack trace, a span's name, or the comment of a score. One
+gate before the network reaches all of them.
 
 Run it:
 
@@ -16,13 +16,13 @@ The traces have this shape:
       chat                generation
       write-answer        generation
 
-    greet-visitor         span        x about 100 of 400
+    greet-visitor         span        a quarter of 400
 
-Try next: take `**gate()` out of `main`, run again, and compare what is stored. Then set
-PSEUDONYM_KEY in the environment, and the same customer keeps the same name in each run.
+Try next: take `**gate()` out of `main`, run again, and compare what is stored.
 
-The gate reads text. Pictures and files are not looked into, and what your own code logs
-or sends to others does not pass here.
+The gate reads text. It does not look into pictures and files, and what your program logs
+or sends elsewhere does not pass it. Set PSEUDONYM_KEY in the environment to a long random
+text, and a customer keeps the same name from run to run.
 """
 
 import hashlib
@@ -68,9 +68,9 @@ Counts = dict[str, int]  # by environment
 
 # %% 1. Know personal data when you see it
 #
-# Patterns, because a name or a street has none: what they cannot know, do not trace. They
-# rather take too much than too little, but a price, a date or an order number must stay,
-# or the trace is of no use. A card number is told from others by its checksum.
+# Patterns find what has a form. A name or a street has none, so do not trace where one is
+# sure to be. Better one number too many is masked than one too few, but prices, dates and
+# order numbers must stay, or the trace is of no use: a card number has a checksum.
 
 KEY = re.compile(r"(?<![\w-])(?:sk|pk)-[\w-]{8,}|(?<![\w-])eyJ[\w-]+\.[\w.-]+", re.ASCII)
 BEARER = re.compile(r"\b(bearer[ :=]+)[\w.~+/=-]{12,}", re.ASCII | re.IGNORECASE)
@@ -93,9 +93,8 @@ PHONE = re.compile(  # what begins with 0 and ends in a letter may be an id in h
 def mask_patterns(text: str) -> str:
     """`mask_patterns("ada@example.com paid 49.90") -> "[email] paid 49.90"`."""
     text = BEARER.sub(r"\1[key]", KEY.sub("[key]", text))
-    text = CARD.sub(
-        lambda found: "[card]" if is_card(found[0]) else found[0], EMAIL.sub("[email]", text)
-    )
+    text = EMAIL.sub("[email]", text)
+    text = CARD.sub(lambda found: "[card]" if is_card(found[0]) else found[0], text)
     return PHONE.sub("[phone]", text)
 
 
@@ -109,9 +108,9 @@ def is_card(text: str) -> bool:
 
 # %% 2. Give each person another name, always the same
 #
-# To follow one customer you need no address, only the same word each time. A keyed hash is
-# such a word; without the key nobody can try out addresses until one fits. A session id is
-# changed only where it contains something, and then the same way everywhere.
+# To follow one customer you need no address, only the same word each time. A hash with a
+# key is such a word, and without the key nobody can try out addresses until one fits. A
+# session id is replaced where there is personal data in it, and so stays one session.
 
 USERS = ("user.id", "user_id", "userId")  # how the names of such fields end
 SESSIONS = ("session.id", "session_id", "sessionId")
@@ -133,9 +132,9 @@ def pseudonym(text: str, kind: str = "user") -> str:
 
 # %% 3. Mask values of any form, and let none through
 #
-# A span carries lists and JSON as text, in which a pattern alone would break a number or
-# miss `\\u0040`. So JSON is opened, masked inside and closed again. Should the masker fail,
-# the value is withheld: a gap in a trace can be explained, a leak cannot be taken back.
+# A span carries JSON as text. A pattern alone would put `[card]` where a number was, which
+# is no JSON, and miss an address written with `\\u0040`. So JSON is opened, masked inside
+# and closed. Where the masker fails, the value is withheld: a gap can be explained.
 
 WITHHELD = "[withheld: it could not be masked]"
 
@@ -190,8 +189,8 @@ def parsed(text: str) -> Any:
 # %% 4. Put one gate before the network
 #
 # Spans leave through an exporter, all else through an HTTP client, and `Langfuse(...)` takes
-# both from you. Other libraries' spans pass the same exporter. By default those with
-# `gen_ai.*` attributes or from a known library are sent, a web framework's are not.
+# both from you. Spans of other libraries pass the same exporter: those with `gen_ai.*`
+# attributes or from a known library are sent, a web framework's are not (span_filter.py).
 
 
 def masked_span(span: ReadableSpan) -> ReadableSpan:
@@ -272,8 +271,13 @@ def gate() -> dict[str, Any]:
 
     In Langfuse: search the traces for one of your own addresses. Nothing may be found.
     """
-    seconds = float(os.environ.get("LANGFUSE_TIMEOUT", "5"))
-    return {"span_exporter": MaskingExporter(), "httpx_client": MaskingClient(timeout=seconds)}
+    return {"span_exporter": MaskingExporter(), "httpx_client": MaskingClient()}
+
+
+# %% 5. Answer a question that is full of personal data
+#
+# The gate touches only the copy in the trace: the model and the tools read what the
+# customer wrote, and tokens and cost are those of the real text.
 
 
 @observe(name="look-up-customer", as_type="tool")
@@ -299,9 +303,9 @@ def ask_other_library(question: str) -> None:
 
 @observe(name="answer-question", as_type="chain", capture_input=False)
 def answer_question(client: OpenAI, question: str) -> str:
-    """Answer a customer. The model reads all of it; only the copy in the trace is masked.
+    """Answer a customer, whom the tool does not know.
 
-    In Langfuse: tokens and cost are those of the real text, as the provider counted them.
+    In Langfuse: select `answer-question`. The question can still be read and understood.
     """
     get_client().update_current_span(input=question, metadata={"asked_by": "ada@example.com"})
     found = EMAIL.search(question)
@@ -321,7 +325,7 @@ def answer_question(client: OpenAI, question: str) -> str:
     return response.choices[0].message.content or ""
 
 
-# %% 5. Keep a share of the traces, and count honestly
+# %% 6. Keep a share of the traces, and count honestly
 #
 # Sampling saves money, and every count is then an estimate: divide it by the rate, and say
 # how far it may be off. Whether a trace is kept is decided by its id alone, so all of it is
@@ -355,20 +359,21 @@ def greet_visitors(langfuse: Langfuse, count: int, run: str) -> tuple[Counts, in
             langfuse.start_as_current_observation(name="greet-visitor", input=number) as span,
         ):
             span.update(output="Welcome")
-            span.score(name=f"stayed-{run}", value=1)
+            span.score(name="stayed", value=1, metadata={"run": run})
         made[environment] += 1
         kept += is_kept(span.trace_id, SAMPLE_RATE)
     return made, kept
 
 
-def count_stored(langfuse: Langfuse, view: str, condition: dict[str, str], kept: int) -> Counts:
-    """Return how many rows of a view fit a condition, as soon as all that were kept are stored."""
+def count_stored(langfuse: Langfuse, view: str, run: str, kept: int) -> Counts:
+    """Return how many rows of a view are of this run, as soon as all that were kept are stored."""
     now = datetime.now(UTC)
+    in_run = {"type": "stringObject", "column": "metadata", "key": "run", "operator": "="}
     query = {
         "view": view,
         "metrics": [{"measure": "count", "aggregation": "count"}],
         "dimensions": [{"field": "environment"}],
-        "filters": [{"operator": "=", **condition}],
+        "filters": [{**in_run, "value": run}],
         "fromTimestamp": (now - timedelta(days=1)).isoformat(),
         "toTimestamp": (now + timedelta(minutes=1)).isoformat(),
     }
@@ -405,11 +410,9 @@ def stored_texts(langfuse: Langfuse, trace_id: str) -> list[tuple[str, str]]:
 
 def show_visits(langfuse: Langfuse, run: str, made: Counts, kept: int) -> None:
     """Print what was made, what is stored of it, and what one can tell from that."""
-    in_run = {"type": "stringObject", "column": "metadata", "key": "run", "value": run}
-    named = {"type": "string", "column": "name", "value": f"stayed-{run}"}
     with console.waiting("Counting what is stored"):
-        visits = count_stored(langfuse, "observations", in_run, kept)
-        scores = count_stored(langfuse, "scores-numeric", named, kept)
+        visits = count_stored(langfuse, "observations", run, kept)
+        scores = count_stored(langfuse, "scores-numeric", run, kept)
     rows = []
     for environment, count in made.items():
         stored = visits.get(environment, 0)
