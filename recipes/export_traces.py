@@ -43,10 +43,11 @@ from common.settings import TOP, read_settings
 
 BEGINNING = datetime(2023, 1, 1, tzinfo=UTC)  # there was no Langfuse before
 FILES = ("observations.jsonl", "scores.jsonl")
-TRACES_AT_ONCE = 50  # as many ids as fit into an address
-Row = dict[str, Any]
+TRACES_AT_ONCE = 50  # an address has room for no more ids,
+KEYS_AT_ONCE = 100  # nor for more keys of metadata
+Row = dict[str, Any]  # one line: a row as the API answers it
 State = dict[str, Any]  # the content of export.json
-Pages = Iterator[tuple[list[Row], str | None]]  # rows, and the cursor of the next page
+Pages = Iterator[tuple[list[Any], str | None]]  # the SDK's rows, and the cursor of the next page
 
 
 # %% 1. Fix the period once, and remember how far you came
@@ -117,18 +118,22 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def pages_of(read: Callable[..., Any], cursor: str | None = None) -> Pages:
-    """Yield the pages of a list that the API gives with a cursor, as the rows it answers."""
+    """Yield the pages of a list that the API gives with a cursor."""
     while True:
         page = read(cursor=cursor)
         cursor = page.meta.cursor
-        yield [json.loads(row.json()) for row in page.data], cursor
+        yield page.data, cursor
         if cursor is None:
             return
 
 
-def read_whole(langfuse: Langfuse, **query: Any) -> Any:
-    """Return a page of observations with every field, and their metadata whole."""
-    whole: set[str] = set()
+def read_whole(langfuse: Langfuse, whole: set[str], **query: Any) -> Any:
+    """Return a page of observations with every field, and their metadata whole.
+
+    `whole` are the keys to ask for. It grows by those that came cut, for the next page, too.
+    """
+    if len(whole) > KEYS_AT_ONCE:
+        whole.clear()
     while True:
         asked = ",".join(sorted(whole)) or None
         page = langfuse.api.observations.get_many(fields=FIELDS, expand_metadata=asked, **query)
@@ -196,9 +201,9 @@ def export_file(
     with file.open("ab") as out:
         while not part["is_done"]:
             for rows, cursor in pages_of(read, part["cursor"]):
-                found = {(row.get("traceId"), row["id"]): row for row in rows}
+                found = {(getattr(row, "trace_id", None), row.id): row for row in rows}
                 fresh = [found[key] for key in found if key not in known]
-                out.writelines(f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in fresh)
+                out.writelines(f"{row.json()}\n".encode() for row in fresh)
                 out.flush()
                 os.fsync(out.fileno())
                 known |= found.keys()
@@ -215,7 +220,7 @@ def export(langfuse: Langfuse, folder: Path, state: State, page_size: int) -> No
     """Write what the files of the folder still lack."""
     start, end = datetime.fromisoformat(state["start"]), datetime.fromisoformat(state["end"])
     observations = partial(
-        read_whole, langfuse, limit=page_size, from_start_time=start, to_start_time=end
+        read_whole, langfuse, set(), limit=page_size, from_start_time=start, to_start_time=end
     )
     scores = partial(
         langfuse.api.scores.get_many,
@@ -271,7 +276,7 @@ def stored_rows(langfuse: Langfuse, traces: list[str]) -> Iterator[Row]:
     scores = partial(langfuse.api.scores.get_many, trace_id=ids, fields="subject", limit=100)
     for read in (observations, scores):
         for rows, _ in pages_of(read):
-            yield from rows
+            yield from (json.loads(row.json()) for row in rows)
 
 
 def delete_old(
