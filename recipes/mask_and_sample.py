@@ -295,10 +295,10 @@ def ask_other_library(question: str) -> None:
 
     In Langfuse: select `chat`. OpenTelemetry's own names (`gen_ai.*`) became input and output.
     """
-    with trace.get_tracer("other.library").start_as_current_span("chat") as span:
-        said = [{"role": "user", "content": question}]
-        span.set_attribute("gen_ai.operation.name", "chat")
-        span.set_attribute("gen_ai.input.messages", json.dumps(said))
+    span = trace.get_tracer("other.library").start_span("chat")
+    span.set_attribute("gen_ai.operation.name", "chat")
+    span.set_attribute("gen_ai.input.messages", json.dumps([{"role": "user", "content": question}]))
+    span.end()
 
 
 @observe(name="answer-question", as_type="chain", capture_input=False)

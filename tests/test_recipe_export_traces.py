@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -266,6 +267,9 @@ def test_holds_everything_once_though_it_was_killed(story: Story) -> None:
     assert second[observations]["is_done"]
     assert second[scores]["size"] > 0
     assert not second[scores]["is_done"]
+    for cursor in (first[observations]["cursor"], second[scores]["cursor"]):
+        asked = [sent for sent in story.proxy.sent if f"cursor={quote(cursor)}" in sent.path]
+        assert len(asked) > 1, "asked for before the kill, and again after it"
 
     assert (story.ran["export"].returncode, story.ran["export"].stderr) == (0, "")
     assert [len(rows) for rows in story.written] == [len(rows) for rows in story.stored]
