@@ -19,7 +19,7 @@ VARIABLE = re.compile(r"\b(?:LOCAL_LANGFUSE|LANGFUSE|OPENAI)_[A-Z_]+\b(?! =)")
 GONE = re.compile(
     r"langfuse\.decorators|langfuse_context|langfuse\.callback|update_current_trace|"
     r"start_as_current_(?:span|generation)|langfuse\.(?:trace|span|generation|score)\(|"
-    r"fetch_traces?|api\.(?:trace|sessions)\.|item\.run\(|dataset_run_|beta\.chat"
+    r"fetch_traces?|api\.trace\.(?!delete)|api\.sessions\.|item\.run\(|dataset_run_|beta\.chat"
 )
 
 
