@@ -4,6 +4,7 @@ import builtins
 import re
 import symtable
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,10 @@ def test_the_readme_links_and_names_files_that_exist() -> None:
         assert (TOP / target).exists(), target
     for name in re.findall(r"\b(?:python3?|-r) ([\w/]+\.\w+)", README):
         assert (TOP / name).exists(), name
+    for name in re.findall(r"python -m ((?:recipes|local_langfuse)[\w.]*)", README):
+        assert find_spec(name), name
+    for script in [*LESSONS, *RECIPES]:
+        assert f"]({script})" in README, script
 
 
 def test_python_in_the_readme_stands_in_a_script() -> None:
