@@ -57,17 +57,16 @@ class Ran:
 
 @dataclass
 class Runs:
-    """Three runs on one desk, the traces of the first, and its files after the hostile run."""
+    """Two runs on one desk, the traces of the first, and the desk's files at the end."""
 
     normal: Ran
     hostile: Ran
-    missing: Ran
     trees: list[Any]
     files: dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Iterator[Runs]:
+def runs(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Runs:
     desk = Desk(tmp_path_factory.mktemp("asked"), vocabulary)
     server = local_langfuse.start(desk.db, desk.port)
     client = httpx.Client(base_url=server.base_url, auth=KEYS, trust_env=False)
@@ -85,10 +84,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Iterator
     trees = stored_trees(client)
     with model_that_says(HOSTILE) as url:
         hostile = run(OPENAI_BASE_URL=url, OPENAI_MODEL="mine")
-    files = {path.name: path.read_bytes() for path in desk.folder.iterdir()}
-    yield Runs(normal, hostile, run(OPENAI_MODEL="gpt-4o-minni"), trees, files)
     client.close()
     server.stop()
+    files = {path.name: path.read_bytes() for path in desk.folder.iterdir()}
+    return Runs(normal, hostile, trees, files)
 
 
 @pytest.fixture(scope="module")
@@ -196,16 +195,6 @@ def test_tracing_off_opens_no_socket(desk: Desk, ran: Ran) -> None:
     assert table in done.stdout
 
 
-def test_a_model_that_does_not_exist_is_one_line(runs: Runs) -> None:
-    missing = runs.missing
-    assert missing.done.returncode == 1
-    assert missing.done.stderr.count("\n") == 1
-    assert "OPENAI_MODEL" in missing.done.stderr
-    [root] = missing.roots()
-    assert root["level"] == missing.below(root)["write-sql"]["level"] == "ERROR"
-    assert missing.score(root, "sql_execution_success") == []
-
-
 # --- What an attacker would have the model write -----------------------------------------
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT {} FROM n"
@@ -286,18 +275,19 @@ def test_spellings_share_a_key_and_schemas_do_not() -> None:
 
 @contextmanager
 def model_that_says(replies: list[str]) -> Iterator[str]:
-    """Serve OpenAI's chat protocol on loopback, one of the replies after the other."""
+    """Serve OpenAI's chat protocol on loopback: one reply after the other, then a refusal."""
     waiting = iter(replies)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            message = {"role": "assistant", "content": next(waiting, "no more")}
+            reply = next(waiting, None)
+            message = {"role": "assistant", "content": reply}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             usage = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
             head = {"id": "1", "object": "chat.completion", "created": 1, "model": "mine"}
             body = json.dumps({**head, "choices": [choice], "usage": usage}).encode()
-            self.send_response(200)
+            self.send_response(404 if reply is None else 200)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
@@ -323,30 +313,50 @@ HOSTILE = [
     "SELECT char(27) || '[2J', x'00ff', 9e999",
     "Here it is:\n```sql\nSELECT 'Bob'\n```",
     "SELECT \ud800",
-    "SELECT '\x1b[31m' FROM nowhere",
 ]
 
 
 def test_a_hostile_model_changes_nothing(runs: Runs, shop: Path) -> None:
-    assert (runs.hostile.done.returncode, runs.hostile.done.stderr) == (0, "")
     assert runs.files["orders.db"] == shop.read_bytes()
     assert {name.partition("-")[0] for name in runs.files} == {"langfuse.db", "orders.db"}
 
 
-def test_a_hostile_model_is_stored_and_shown_as_text(runs: Runs) -> None:
-    output, roots = runs.hostile.output, runs.hostile.roots()
-    assert "[2J" in output
-    assert "[31m" in output
-    assert "\x1b" not in output
-    assert re.search(r"sql:cache +1 +0 +\$0.000000 +\n +sql:model +6 +6 +unknown", output)
+def test_what_a_hostile_model_writes_is_stored_and_scored(runs: Runs) -> None:
+    roots = runs.hostile.roots()
     success = {root["input"]: runs.hostile.score(root, "sql_execution_success") for root in roots}
-    assert len(success) == 7
-    assert {question for question, scores in success.items() if scores == [True]} == {
-        "How many orders were returned?",
-        "how many orders  were returned",  # from the cache
-        "How many orders were placed in March?",
-        "Which customers live in Delft?",
-    }
+    assert list(success.values()) == [[True], [False], [True], [True], [True], [False], []]
+    assert "sql:cache" in roots[2]["tags"]
+    assert "sql:model" in roots[5]["tags"]  # asked again, because its SQL failed before
     fenced = asked(runs.hostile, "Which customers live in Delft?")
     assert json.loads(fenced["output"]) == {"sql": "SELECT 'Bob'", "rows": [["Bob"]]}
     assert runs.hostile.score(fenced, "user-thumbs") == [True]
+
+
+def test_a_model_that_refuses_is_one_line(runs: Runs) -> None:
+    assert runs.hostile.done.returncode == 1
+    assert runs.hostile.done.stderr.count("\n") == 1
+    assert "OPENAI_MODEL" in runs.hostile.done.stderr
+    root = runs.hostile.roots()[-1]
+    assert root["level"] == runs.hostile.below(root)["write-sql"]["level"] == "ERROR"
+    assert runs.hostile.score(root, "user-thumbs") == []
+
+
+def test_a_cost_without_a_price_is_unknown(runs: Runs) -> None:
+    from langfuse.api import ObservationV2
+    from langfuse.api.core.pydantic_utilities import parse_obj_as
+
+    from recipes.text_to_sql import cost_by_tag
+
+    rows = cost_by_tag(parse_obj_as(list[ObservationV2], runs.hostile.observations))
+    assert rows[:2] == [("sql:cache", 1, 0, "$0.000000"), ("sql:model", 6, 6, "unknown")]
+
+
+def test_what_steers_a_terminal_is_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    from common import console
+
+    console.show_table(("answer",), [("\x1b[2J [red]41[/red]",)])
+    console.show_answer("near \x1b[31m", "SELECT '\x1b[31m'")
+    shown = capsys.readouterr().out
+    assert "[2J [red]41[/red]" in shown
+    assert "SELECT '[31m'" in shown
+    assert "\x1b" not in shown
