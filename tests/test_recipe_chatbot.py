@@ -282,7 +282,7 @@ def test_a_failed_turn_is_kept_and_the_conversation_goes_on(
     served: tuple[Desk, httpx.Client],
 ) -> None:
     desk, client = served
-    thought: list[str | None] = ["<think>se", "cret</think>", " Hello", "\x1b]0;\n\n \n", "Ada "]
+    thought: list[str | None] = ["<think>se\n", "cret</think>", " Hello", "\x1b]0;\n\n \n", "Ada "]
     half: list[str | None] = ["Half an ans", None]
     yes: list[str | None] = ["Yes."]
     replies: list[list[str | None] | int] = [thought, 403, half, [], *[yes] * 7]

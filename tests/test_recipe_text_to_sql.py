@@ -189,6 +189,7 @@ def test_tracing_off_opens_no_socket(desk: Desk, ran: Ran) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "No trace: tracing is off" in done.stdout
+    assert "What each team costs" not in done.stdout
     assert not refused.exists()
     assert [path.name for path in desk.folder.iterdir()] == ["orders.db"]
     table = ran.output[ran.output.index("  team") : ran.output.index("\nWhat each")]
