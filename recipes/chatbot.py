@@ -1,8 +1,8 @@
 """Chat in the terminal, and keep every conversation.
 
-A chat that went wrong is hard to repeat: nobody remembers what was said before. One trace
-a turn, all under one session, keeps it, with the wait for the first word, what it cost,
-and what the user thought of it.
+A chat that went wrong is hard to repeat: nobody remembers what was said before. Here
+each turn is a trace with its wait, its cost and what the user thought of it, and one
+session holds the turns together.
 
 Run it:
 
@@ -20,24 +20,23 @@ and do it again. Or chat with a model on your own machine, here one in Ollama:
     OPENAI_BASE_URL=http://localhost:11434/v1 OPENAI_MODEL=llama3.2 python -m recipes.chatbot
 """
 
-import io
 import re
 import sys
+import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import openai
 from langfuse import Langfuse, get_client, observe, propagate_attributes
-from langfuse.api import ObservationV2
 from langfuse.openai import OpenAI
 
 from common import console
 from common.client import connect
 from common.llm import explain_failure, model_name, openai_client
-from common.readback import FIELDS, NotStoredError, poll, sent_count, trace_link
+from common.readback import sent_count, trace_link
 from common.retriever import handbook
 
 with suppress(ImportError):  # arrow keys and history at the prompt; Windows has its own
@@ -49,21 +48,19 @@ INSTRUCTION = (
     '"The handbook does not say."\n'
 )
 REMEMBERED_TURNS = 6  # what the model is told again; a longer memory costs more each turn
-SHOWN_TURNS = 10  # of each conversation, at the end
 HELP = "Commands: /feedback 5 what you think of the last answer (1 to 5), /new, /quit."
-FAILURES = (openai.OpenAIError, ValueError)
-Show = Callable[[Iterable[str]], None]
+ShowPieces = Callable[[Iterable[str]], None]  # prints each piece as soon as it is there
 
 
 # %% 1. Answer a turn, word by word
 #
-# The user reads along, so the wait that counts is that for the first word. A stream can
-# break or be stopped at any word: what was written until then is kept all the same.
+# The user reads along, so the wait that counts is the one for the first word. A stream can
+# break or be stopped at any word; what the user has read until then is stored all the same.
 
 
 def stream_reply(
     client: OpenAI, messages: list[dict[str, Any]], written: list[str]
-) -> Generator[str, None, None]:
+) -> Iterator[str]:
     """Yield the reply piece by piece, and add each piece to `written`.
 
     In Langfuse: select `write-reply` and compare the time to first token with the latency.
@@ -81,9 +78,9 @@ def stream_reply(
                 yield written[-1]
 
 
-@observe(name="answer-turn", as_type="chain", capture_input=False, capture_output=False)
-def answer_turn(client: OpenAI, messages: list[dict[str, Any]], show: Show) -> str:
-    """Let the reply be shown while it is written, and return it cleaned up.
+@observe(name="answer-turn", as_type="chain", capture_input=False)
+def answer_turn(client: OpenAI, messages: list[dict[str, Any]], show: ShowPieces) -> str:
+    """Show the reply while it is written, and return it cleaned up.
 
     In Langfuse: filter by level. ERROR is a model that failed, WARNING a user who did not
     want to read to the end.
@@ -91,16 +88,14 @@ def answer_turn(client: OpenAI, messages: list[dict[str, Any]], show: Show) -> s
     langfuse, written = get_client(), list[str]()
     langfuse.update_current_span(input=messages[-1]["content"])
     try:
-        with closing(stream_reply(client, messages, written)) as pieces:
-            show(pieces)
-        reply = clean_up_reply("".join(written))
+        show(stream_reply(client, messages, written))
+        return clean_up_reply("".join(written))
     except KeyboardInterrupt:
         langfuse.update_current_span(level="WARNING", status_message="stopped by the user")
         raise
     finally:
+        # What is returned, if anything is, takes the place of this.
         langfuse.update_current_span(output="".join(written))
-    langfuse.update_current_span(output=reply)
-    return reply
 
 
 # %% 2. Clean up what is kept
@@ -108,20 +103,16 @@ def answer_turn(client: OpenAI, messages: list[dict[str, Any]], show: Show) -> s
 # What stays is sent again with each further turn, and paid for again. Models that reason
 # may write their thoughts into the reply, and some write nothing at all.
 
-THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
-NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
-
-@observe(name="clean-up-reply", capture_input=False)
+@observe(name="clean-up-reply")
 def clean_up_reply(reply: str) -> str:
-    """Return a reply without thoughts, control characters and blank lines in a row.
+    """Return a reply without thoughts and without blank lines in a row.
 
     Raises ValueError where nothing is left: that is not an answer.
 
     In Langfuse: select `clean-up-reply`, and see what a user saw and later turns did not.
     """
-    get_client().update_current_span(input=reply)
-    text = NOT_TEXT.sub("", THOUGHTS.sub("", reply))
+    text = re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL)
     text = re.sub(r"\n\s*\n", "\n\n", text).strip()
     if not text:
         raise ValueError("The model answered with nothing.")
@@ -138,19 +129,13 @@ def clean_up_reply(reply: str) -> str:
 class Conversation:
     """A session: the trace of each turn, and the turns that the model is told again."""
 
-    session_id: str
+    session_id: str = field(default_factory=lambda: f"chat-{uuid.uuid4()}")
     trace_ids: list[str] = field(default_factory=list)
-    rated: set[str] = field(default_factory=set)
     memory: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_TURNS))
 
 
-def start_conversation(langfuse: Langfuse) -> Conversation:
-    """Return a conversation of its own, without turns."""
-    return Conversation(f"chat-{langfuse.create_trace_id()[:12]}")
-
-
-def take_turn(client: OpenAI, conversation: Conversation, text: str, show: Show) -> str:
-    """Answer what the user typed; return in one line what failed, or an empty text.
+def take_turn(client: OpenAI, conversation: Conversation, text: str, show: ShowPieces) -> None:
+    """Answer what the user typed, in this conversation; what fails is traced and raised.
 
     In Langfuse: open Sessions and select the session, and you read the conversation.
     """
@@ -161,16 +146,12 @@ def take_turn(client: OpenAI, conversation: Conversation, text: str, show: Show)
     messages.append({"role": "user", "content": text})
     trace_id = get_client().create_trace_id()
     conversation.trace_ids.append(trace_id)
-    with propagate_attributes(session_id=conversation.session_id, tags=["channel:terminal"]):
-        try:
-            reply = answer_turn(client, messages, show, langfuse_trace_id=trace_id)
-        except FAILURES as error:
-            return explain_failure(error)
+    with propagate_attributes(session_id=conversation.session_id):
+        reply = answer_turn(client, messages, show, langfuse_trace_id=trace_id)
     conversation.memory.append((text, reply))
-    return ""
 
 
-# %% 4. Let the user say how it was
+# %% 4. Let the user rate the answer
 #
 # The best judge of an answer is still there, and one line away.
 
@@ -193,124 +174,58 @@ def rate_turn(langfuse: Langfuse, trace_id: str, stars: int, comment: str) -> No
 def run_command(langfuse: Langfuse, conversations: list[Conversation], line: str) -> str:
     """Do what a line with a slash asks for, and return what to tell the user."""
     name, _, rest = line.partition(" ")
-    name = name.lower()
     if name == "/new":
-        conversations.append(start_conversation(langfuse))
+        conversations.append(Conversation())
         return "A new conversation."
     if name != "/feedback":
-        return HELP if name == "/help" else f"There is no {name}. {HELP}"
-    rated = re.fullmatch(r"\s*([1-5])(?:\s+(.*))?", rest)
-    if not rated:
+        return f"There is no {name}. {HELP}"
+    rating = re.fullmatch(r"\s*([1-5])(?:\s+(.*))?", rest)
+    if not rating:
         return "Write a number from 1 to 5, and a comment if you like: /feedback 5 that was it"
     if not conversations[-1].trace_ids:
         return "There is no answer yet in this conversation."
     trace_id = conversations[-1].trace_ids[-1]
     if not sent_count(trace_id):
         return "Not stored: tracing is off, or LANGFUSE_SAMPLE_RATE left this turn out."
-    rate_turn(langfuse, trace_id, int(rated[1]), rated[2] or "")
-    conversations[-1].rated.add(trace_id)
-    return f"Rated {rated[1]} of 5. Another /feedback replaces it."
+    rate_turn(langfuse, trace_id, int(rating[1]), rating[2] or "")
+    return f"Rated {rating[1]} of 5. Another /feedback replaces it."
 
 
-# %% 5. Read the conversation back
+# %% 5. Say where the conversation is kept
 #
-# What a colleague will find tomorrow is not what was on the screen, but what is stored.
-
-
-def read_session(langfuse: Langfuse, conversation: Conversation) -> list[ObservationV2]:
-    """Return the newest 1,000 observations of a session, oldest first.
-
-    Raises NotStoredError where some of them have not arrived within 30 s.
-    """
-    sent = min(1000, sum(map(sent_count, conversation.trace_ids)))
-    asked = {"session_id": conversation.session_id, "fields": FIELDS, "limit": 1000}
-    rows: list[ObservationV2] = poll(
-        lambda: langfuse.api.observations.get_many(**asked).data,
-        until=lambda found: len(found) >= sent,
-    )
-    if len(rows) < sent:
-        raise NotStoredError(f"Only {len(rows)} of {sent} observations can be read back.")
-    return sorted(rows, key=lambda row: row.start_time)
-
-
-def read_ratings(langfuse: Langfuse, conversation: Conversation) -> dict[str, str]:
-    """Return the stored ratings, from 0 to 1, of the last turns, by trace and with comment."""
-    rated = [one for one in conversation.trace_ids[-SHOWN_TURNS:] if one in conversation.rated]
-    asked = {"name": "user-rating", "trace_id": ",".join(rated), "fields": "details,subject"}
-    scores = poll(
-        lambda: langfuse.api.scores.get_many(**asked).data if rated else [],
-        until=lambda found: len(found) >= len(rated),
-    )
-    return {score.subject.id: f"{score.value:.2f} {score.comment or ''}" for score in scores}
-
-
-def turn_rows(observations: list[ObservationV2], ratings: dict[str, str]) -> list[tuple[str, ...]]:
-    """Return for each turn: question, answer, wait for the first word, cost and rating.
-
-    In Langfuse: the same stands in the session, turn below turn.
-    """
-    called = {row.trace_id: row for row in observations if row.type == "GENERATION"}
-    rows: list[tuple[str, ...]] = []
-    for root in (row for row in observations if row.is_root_observation):
-        call = called.get(root.trace_id)
-        trouble = f"({root.level}: {root.status_message})" if root.status_message else ""
-        waited = call.time_to_first_token if call else None
-        rows.append(
-            (
-                str(root.input),
-                f"{root.output or ''} {trouble}".strip(),
-                f"{waited * 1000:.0f} ms" if waited else "",
-                console.cost_text(call) if call else "",
-                ratings.get(str(root.trace_id), ""),
-            )
-        )
-    return rows
+# The screen forgets. What a colleague will read tomorrow is what is stored.
 
 
 def show_conversation(langfuse: Langfuse, conversation: Conversation) -> None:
-    """Print the last turns of a conversation as they are stored, and its link."""
-    observations = read_session(langfuse, conversation)
-    rows = turn_rows(observations, read_ratings(langfuse, conversation))
-    name, last = conversation.session_id, str(observations[-1].trace_id)
-    link = trace_link(langfuse, last)
-    console.show_section(f"The last turns of {name}, as stored")
-    console.show_table(("asked", "answered", "first word", "cost", "rating"), rows[-SHOWN_TURNS:])
-    console.show_result("last turn", link)
-    console.show_result("conversation", link.replace(f"traces/{last}", f"sessions/{name}"))
-
-
-def typed_lines() -> Iterator[str]:
-    """Yield what is typed, line by line, until the end of input; prompt at a terminal only."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-    prompt = "> " if sys.stdin.isatty() else ""
-    with suppress(EOFError):
-        while (line := input(prompt).strip()).lower() != "/quit":
-            yield line
+    """Print the last turn of a conversation as it is stored, and where to read all of it."""
+    name, last = conversation.session_id, conversation.trace_ids[-1]
+    console.show_section(f"The last turn of {name}")
+    console.show_trace(langfuse, last)
+    if sent_count(last):
+        link = trace_link(langfuse, last).replace(f"traces/{last}", f"sessions/{name}")
+        console.show_result("the conversation", link)
 
 
 def main() -> None:
     """Chat until /quit, the end of input or Ctrl-C; then show what was stored."""
     langfuse = connect()
-    client, conversations = openai_client(), [start_conversation(langfuse)]
+    client, conversations = openai_client(), [Conversation()]
     console.show_line(HELP)
-    try:
-        for line in typed_lines():
+    prompt = "> " if sys.stdin.isatty() else ""
+    with suppress(EOFError, KeyboardInterrupt):
+        while (line := input(prompt).strip()) != "/quit":
             if line.startswith("/"):
                 console.show_line(f"    {run_command(langfuse, conversations, line)}")
-            elif line and (
-                failure := take_turn(client, conversations[-1], line, console.show_pieces)
-            ):
-                console.show_line(f"    No answer: {failure}", "red")
-    except KeyboardInterrupt:
-        console.show_line("")  # the terminal has written ^C
-    console.show_line("Goodbye.")
-    langfuse.flush()  # hand over what is waiting before anyone opens the link
-    stored = [each for each in conversations if any(map(sent_count, each.trace_ids))]
-    for conversation in stored:
-        show_conversation(langfuse, conversation)
-    if not stored:
-        console.show_line("  Nothing is stored: no turn, tracing is off, or sampling left it out.")
+            elif line:
+                try:
+                    take_turn(client, conversations[-1], line, console.show_pieces)
+                except (openai.OpenAIError, ValueError) as error:
+                    console.show_line(f"    No answer: {explain_failure(error)}", "red")
+    console.show_line("\nGoodbye.")  # on a line of its own: the terminal has written ^C
+    langfuse.flush()  # hand over what is waiting before anyone opens the links
+    for conversation in conversations:
+        if conversation.trace_ids:
+            show_conversation(langfuse, conversation)
 
 
 if __name__ == "__main__":

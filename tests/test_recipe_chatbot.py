@@ -18,25 +18,13 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import TOP, Desk, promised_trees, stored_observations, stored_trees
+from conftest import KEYS, TOP, Desk, drawn_trees, promised_trees, stored_observations, stored_trees
+
+import local_langfuse
 
 RECIPE = ("-m", "recipes.chatbot")
 REFUSING = str(Path(__file__).parent / "refuse_sockets")
 SHAPE = promised_trees((TOP / "recipes/chatbot.py").read_text())
-
-
-def chat(desk: Desk, typed: str | bytes, **env: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, *RECIPE],
-        cwd=TOP,
-        env=desk.environment(**env),
-        input=typed if isinstance(typed, bytes) else typed.encode(),
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    said, told = done.stdout.decode(), done.stderr.decode()
-    return subprocess.CompletedProcess(done.args, done.returncode, said, told)
 
 
 @dataclass
@@ -58,7 +46,7 @@ class Stored:
 def stored_by(client: httpx.Client, output: str) -> Stored:
     """Look up the sessions that a run has named at its end."""
     rows = stored_observations(client)
-    names = dict.fromkeys(re.findall(r"chat-[0-9a-f]{12}", output))
+    names = dict.fromkeys(re.findall(r"chat-[0-9a-f-]{36}", output))
     sessions = [[row for row in rows if row["sessionId"] == name] for name in names]
     fields: dict[str, str | int] = {"fields": "details,subject", "limit": 100}
     ids = {row["traceId"] for session in sessions for row in session}
@@ -72,13 +60,37 @@ def served(
 ) -> Iterator[tuple[Desk, httpx.Client]]:
     """One desk whose server is running, for all chats of this file."""
     desk = Desk(tmp_path_factory.mktemp("chats"), vocabulary)
-    with desk.serving() as client:
+    server = local_langfuse.start(desk.db, desk.port)
+    with httpx.Client(base_url=server.base_url, auth=KEYS, trust_env=False) as client:
         yield desk, client
+    server.stop()
+
+
+@contextmanager
+def chatting(desk: Desk, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a chat, and end it after 30 s at the latest."""
+    process = subprocess.Popen(
+        [sys.executable, *RECIPE],
+        cwd=TOP,
+        env=desk.environment(**env),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = threading.Timer(30, process.kill)
+    deadline.start()
+    try:
+        yield process
+    finally:
+        deadline.cancel()
+        process.kill()
+        process.communicate()
 
 
 # --- A conversation with the offline model -----------------------------------------------
 
-TYPED = b"""/feedback 5
+TYPED = """/feedback 5
 Can I return shoes after 20 days?
 /feedback
 /feedback 6 too good
@@ -88,15 +100,15 @@ Can I return shoes after 20 days?
    \t
 /feedback 2 no, wrong
 /order pizza
-/help
 My name is Ada.
 What is my name?
 /new
 /feedback 4
 What is my name?
-How can I pay? \xff\x1b[2J
-/Feedback 3
-/QUIT
+How can I pay?\x1b[2J
+/feedback 3
+/new
+/quit
 never read
 """
 
@@ -104,16 +116,17 @@ never read
 @pytest.fixture(scope="module")
 def told(served: tuple[Desk, httpx.Client]) -> tuple[str, Stored]:
     desk, client = served
-    done = chat(desk, TYPED)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout, stored_by(client, done.stdout)
+    with chatting(desk) as process:
+        output, error = process.communicate(TYPED)
+    assert (process.returncode, error) == (0, "")
+    return output, stored_by(client, output)
 
 
 def test_one_trace_a_turn_and_one_session_a_conversation(told: tuple[str, Stored]) -> None:
     _, stored = told
     first, second = ([r["input"] for r in s if r["isRootObservation"]] for s in stored.sessions)
     assert first == ["Can I return shoes after 20 days?", "My name is Ada.", "What is my name?"]
-    assert second == ["What is my name?", "How can I pay? \ufffd\x1b[2J"]
+    assert second == ["What is my name?", "How can I pay?\x1b[2J"]
     assert len({turn["traceId"] for turn in stored.turns}) == 5
     for turn in stored.turns:
         reply = stored.below(turn)["write-reply"]
@@ -121,18 +134,19 @@ def test_one_trace_a_turn_and_one_session_a_conversation(told: tuple[str, Stored
         assert reply["usageDetails"]["output"] > 0
         assert reply["costDetails"]["total"] > 0
         assert stored.below(turn)["clean-up-reply"]["output"] == turn["output"]
-        assert turn["tags"] == ["channel:terminal"]
 
 
 def test_draws_the_trace_it_promises(
     told: tuple[str, Stored], served: tuple[Desk, httpx.Client]
 ) -> None:
+    output, stored = told
     assert set(stored_trees(served[1])) >= set(SHAPE)
-    assert len(told[1].sessions[0]) == 9
+    assert drawn_trees(output)[0] == SHAPE[0]
+    assert len(stored.sessions[0]) == 9
 
 
 def test_remembers_within_a_conversation_and_not_beyond(told: tuple[str, Stored]) -> None:
-    *_, known, unknown, _ = (turn["output"] for turn in told[1].turns)
+    known, unknown = (turn["output"] for turn in told[1].turns[2:4])
     assert known == "My name is Ada."
     assert unknown == "The handbook does not say."
 
@@ -150,56 +164,51 @@ def test_a_second_opinion_replaces_the_first(told: tuple[str, Stored]) -> None:
 
 def test_commands_explain_themselves(told: tuple[str, Stored]) -> None:
     output = told[0].split("/quit.\n", 1)[1].split("Goodbye")[0]
-    lines = [line.strip() for line in output.splitlines()]
-    assert lines[0] == lines[-4] == "There is no answer yet in this conversation."
+    lines = [line.strip() for line in output.splitlines() if line]
+    assert lines[0] == lines[11] == "There is no answer yet in this conversation."
     assert lines[2] == lines[3] == lines[4]
     assert lines[4].startswith("Write a number from 1 to 5")
     assert lines[5].startswith("Rated 5 of 5")
     assert lines[6].startswith("Rated 2 of 5")
     assert lines[7].startswith("There is no /order. Commands: /feedback 5")
-    assert lines[8].startswith("Commands: /feedback 5")
-    assert lines[-1].startswith("Rated 3 of 5")
+    assert lines[14].startswith("Rated 3 of 5")
+    assert lines[15:] == ["A new conversation."]
     assert "never read" not in told[0]
 
 
-def test_shows_what_is_stored_and_where(
+def test_shows_the_last_turn_and_where_to_read_the_rest(
     told: tuple[str, Stored], served: tuple[Desk, httpx.Client]
 ) -> None:
     output, stored = told
     assert "> " not in output
     assert "\x1b" not in output
     shown = output.split("Goodbye.")[1]
-    assert re.search(r"0\.25 no, wrong", shown)
-    for turn in stored.turns:
-        waited = stored.below(turn)["write-reply"]["timeToFirstToken"] * 1000
-        cost = stored.below(turn)["write-reply"]["costDetails"]["total"]
-        assert re.search(rf"\b{waited:.0f} ms +\${cost:.6f}", shown)
+    cost = stored.below(stored.turns[2])["write-reply"]["costDetails"]["total"]
+    assert re.search(rf"write-reply .* \${cost:.6f}\n", shown)
     links = re.findall(r"http\S+", shown)
-    assert [link.split("/")[-2] for link in links] == ["traces", "sessions"] * 2
-    assert links[-1].endswith(stored.turns[-1]["sessionId"])
-    assert links[0].endswith(stored.turns[2]["traceId"])
+    turns = [stored.turns[2], stored.turns[-1]]
+    ends = [[f"traces/{turn['traceId']}", f"sessions/{turn['sessionId']}"] for turn in turns]
+    assert ["/".join(link.split("/")[-2:]) for link in links] == ends[0] + ends[1]
     for link in links:
         assert served[1].get(link).status_code == 200
 
 
 def test_tracing_off_opens_no_socket(desk: Desk) -> None:
-    done = chat(
-        desk,
-        "/feedback 5\nHow can I pay?\n/feedback 5",
-        LANGFUSE_TRACING_ENABLED="false",
-        PYTHONPATH=REFUSING,
-        REFUSE_SOCKETS="all",
-        REFUSED_SOCKETS_FILE=str(desk.folder / "refused"),
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    off = {
+        "LANGFUSE_TRACING_ENABLED": "false",
+        "PYTHONPATH": REFUSING,
+        "REFUSE_SOCKETS": "all",
+        "REFUSED_SOCKETS_FILE": str(desk.folder / "refused"),
+    }
+    with chatting(desk, **off) as process:
+        output, error = process.communicate("/feedback 5\nHow can I pay?\n/feedback 5")
+    assert (process.returncode, error) == (0, "")
     assert list(desk.folder.iterdir()) == []
-    said = [line.strip() for line in done.stdout.splitlines()[3:]]
+    said = [line.strip() for line in output.splitlines()[3:] if line]
     assert said[1] == "You can pay by card, bank transfer or invoice."
     assert said[2].startswith("Not stored: tracing is off")
-    assert said[3:] == [
-        "Goodbye.",
-        "Nothing is stored: no turn, tracing is off, or sampling left it out.",
-    ]
+    assert said[3] == "Goodbye."
+    assert said[5:] == ["No trace: tracing is off, or LANGFUSE_SAMPLE_RATE left it out."]
 
 
 # --- Models that fail, and users who leave -----------------------------------------------
@@ -209,12 +218,11 @@ def test_tracing_off_opens_no_socket(desk: Desk) -> None:
 class Model:
     """A server with OpenAI's streaming protocol, which does what it is told, reply by reply.
 
-    A reply is a list of pieces, a status to refuse with, or a list that ends in None: there
-    the connection breaks. `silent` lets it write what it has, and then nothing more.
+    A reply is a status to refuse with, or a list of pieces. At the piece None the
+    connection breaks, and an empty piece is silence until the test has ended.
     """
 
     replies: list[list[str | None] | int]
-    silent: bool = False
     asked: list[list[dict[str, str]]] = field(default_factory=list)
     url: str = ""
     leave: threading.Event = field(default_factory=threading.Event)
@@ -244,8 +252,8 @@ def serve(model: Model) -> Iterator[Model]:
                     self.close_connection = True
                     return
                 self.send({"delta": {"content": piece}})
-            if model.silent:
-                model.leave.wait(30)
+                if not piece:
+                    model.leave.wait(30)
             self.send({"delta": {}, "finish_reason": "stop"})
             self.wfile.write(b"0\r\n\r\n")
 
@@ -274,84 +282,50 @@ def test_a_failed_turn_is_kept_and_the_conversation_goes_on(
     served: tuple[Desk, httpx.Client],
 ) -> None:
     desk, client = served
-    thought: list[str | None] = [
-        "<think>se",
-        "cret</think>",
-        " Hello\x1b]0;",
-        "mine\n\n \n",
-        "Ada ",
-    ]
+    thought: list[str | None] = ["<think>se\n", "cret</think>", " Hello", "\x1b]0;\n\n \n", "Ada "]
+    half: list[str | None] = ["Half an ans", None]
     yes: list[str | None] = ["Yes."]
-    replies: list[list[str | None] | int] = [
-        thought,
-        403,
-        ["Half an ans", None],
-        [],
-        ["\ud800"],
-        *[yes] * 8,
-    ]
+    replies: list[list[str | None] | int] = [thought, 403, half, [], *[yes] * 7]
     typed = "".join(f"turn {number}\n" for number in range(len(replies)))
-    with serve(Model(replies)) as model:
-        done = chat(desk, typed, OPENAI_BASE_URL=model.url, OPENAI_API_KEY="sk-1234567890abcdef")
-    assert (done.returncode, done.stderr) == (0, "")
-    failures = re.findall(r"^    No answer: (.*)", done.stdout, re.MULTILINE)
+    setting = {"OPENAI_API_KEY": "sk-1234567890abcdef"}
+    with serve(Model(replies)) as model, chatting(desk, OPENAI_BASE_URL=model.url, **setting) as us:
+        assert us.stdin is not None
+        assert us.stdout is not None
+        us.stdin.write(f"{typed}/last\n")
+        us.stdin.flush()
+        output = ""
+        while "/last" not in output:
+            line = us.stdout.readline()
+            assert line, output
+            output += line
+        us.send_signal(signal.SIGINT)  # while it waits for a line
+        rest, error = us.communicate()
+        output += rest
+    assert (us.returncode, error) == (0, "")
+    assert "Goodbye." in rest
+    failures = re.findall(r"^    No answer: (.*)", output, re.MULTILINE)
     assert "No with Bearer sk-…cdef. Check OPENAI_API_KEY" in failures[0]
     assert "cannot be reached" in failures[1]
-    assert len(failures) == 4
-    assert failures[2] == failures[3] == "The model answered with nothing."
-    assert "sk-1234567890abcdef" not in done.stdout
-    assert "\x1b" not in done.stdout
+    assert failures[2:] == ["The model answered with nothing."]
+    assert "sk-1234567890abcdef" not in output
+    assert "\x1b" not in output
 
-    told = [message["content"] for message in model.asked[5]]
-    assert told[1:] == ["turn 0", "Hello]0;mine\n\nAda", "turn 5"]
+    told = [message["content"] for message in model.asked[4]]
+    assert told[1:] == ["turn 0", "Hello\x1b]0;\n\nAda", "turn 4"]
     assert len(model.asked[-1]) == 1 + 2 * 6 + 1
     assert [message["role"] for message in model.asked[-1][:3]] == ["system", "user", "assistant"]
 
-    stored = stored_by(client, done.stdout)
+    stored = stored_by(client, output)
     assert len(stored.turns) == len(replies)
-    assert [turn["level"] for turn in stored.turns[:6]] == ["DEFAULT", *["ERROR"] * 4, "DEFAULT"]
-    _, refused, broken, empty, *_ = stored.turns
+    assert [turn["level"] for turn in stored.turns[:5]] == ["DEFAULT", *["ERROR"] * 3, "DEFAULT"]
+    answered, refused, broken, empty, *_ = stored.turns
     assert stored.below(refused)["write-reply"]["level"] == "ERROR"
     assert refused["statusMessage"].startswith("Error code: 403")
     assert broken["output"] == "Half an ans"
     assert stored.below(empty)["clean-up-reply"]["level"] == "ERROR"
-    assert stored.turns[0]["output"] == "Hello]0;mine\n\nAda"
-    assert stored.below(stored.turns[0])["clean-up-reply"]["input"] == "".join(
-        piece for piece in thought if piece
-    )
-    assert "turn 2" not in done.stdout.split("The last turns of")[1]  # only the last ten are shown
-    assert "turn 3" in done.stdout.split("The last turns of")[1]
-
-
-def test_ctrl_c_stores_the_turn_it_stops(served: tuple[Desk, httpx.Client]) -> None:
-    desk, client = served
-    with serve(Model([["Unworn ", "shoes "]], silent=True)) as model:
-        process = subprocess.Popen(
-            [sys.executable, *RECIPE],
-            cwd=TOP,
-            env=desk.environment(OPENAI_BASE_URL=model.url),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write("Can I return shoes?\n")
-        process.stdin.flush()
-        shown = ""
-        while "shoes " not in shown:
-            shown += process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        output, error = process.communicate(timeout=30)
-    assert (process.returncode, error) == (0, "")
-    assert "Goodbye." in output
-    stored = stored_by(client, output)
-    [turn] = stored.turns
-    assert (turn["level"], turn["statusMessage"]) == ("WARNING", "stopped by the user")
-    assert turn["output"] == "Unworn shoes "
-    assert "Unworn shoes" in stored.below(turn)["write-reply"]["output"]
-    assert "Unworn shoes  (WARNING: stopped by the user)" in output.split("Goodbye.")[1]
+    assert answered["output"] == "Hello\x1b]0;\n\nAda"
+    raw = "".join(piece for piece in thought if piece)
+    assert json.loads(stored.below(answered)["clean-up-reply"]["input"])["args"] == [raw]
 
 
 # A session takes the first terminal it opens for its own, and gets the signals of its keys.
@@ -361,18 +335,9 @@ AT_A_TERMINAL = (
 )
 
 
-def test_at_a_terminal_there_is_a_prompt_and_ctrl_c_ends(desk: Desk) -> None:
+def test_at_a_terminal_ctrl_c_stores_the_turn_it_stops(served: tuple[Desk, httpx.Client]) -> None:
+    desk, client = served
     keyboard, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", AT_A_TERMINAL],
-        cwd=TOP,
-        env=desk.environment(TERM="xterm", COLUMNS="200"),
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        start_new_session=True,
-    )
-    os.close(terminal)
     seen = ""
 
     def read_until(text: str) -> None:
@@ -381,20 +346,39 @@ def test_at_a_terminal_there_is_a_prompt_and_ctrl_c_ends(desk: Desk) -> None:
             assert select.select([keyboard], [], [], 20)[0], seen
             seen += os.read(keyboard, 1000).decode()
 
-    try:
-        read_until("> ")
-        os.write(keyboard, b"How can I pay?\n")
-        read_until("invoice.")
-        seen = seen.split("invoice.")[1]
-        read_until("> ")
-        os.write(keyboard, b"half a line\x03")
-        read_until("/sessions/chat-")
-        assert process.wait(timeout=30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(keyboard)
+    with serve(Model([["By card."], ["Unworn ", "soles ", ""]])) as model:
+        process = subprocess.Popen(
+            [sys.executable, "-c", AT_A_TERMINAL],
+            cwd=TOP,
+            env=desk.environment(TERM="xterm", COLUMNS="200", OPENAI_BASE_URL=model.url),
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+        )
+        os.close(terminal)
+        try:
+            read_until("> ")
+            os.write(keyboard, b"How can I pay?\n")
+            read_until("By card.")
+            seen = seen.split("By card.")[1]
+            read_until("> ")
+            os.write(keyboard, b"Can I return shoes?\n")
+            read_until("soles ")
+            os.write(keyboard, b"\x03")
+            read_until("/sessions/chat-")
+            read_until("\n")
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
+            process.wait()
+            os.close(keyboard)
     assert "Goodbye." in seen
     assert "Traceback" not in seen
-    with desk.serving() as client:
-        assert stored_trees(client) == SHAPE
+    paid, turn = stored_by(client, seen).turns
+    assert paid["level"] == "DEFAULT"
+    assert (turn["level"], turn["statusMessage"]) == ("WARNING", "stopped by the user")
+    assert turn["output"] == "Unworn soles "
+    reply = stored_by(client, seen).below(turn)["write-reply"]
+    assert "Unworn soles" in reply["output"]
+    assert reply["endTime"] <= turn["endTime"]

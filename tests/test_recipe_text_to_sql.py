@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from conftest import TOP, Desk, promised_trees, stored_observations, stored_trees
+from conftest import KEYS, TOP, Desk, promised_trees, stored_observations, stored_trees
 
+import local_langfuse
 from common.orders import create_orders
 
 RECIPE = ("-m", "recipes.text_to_sql")
@@ -54,11 +57,10 @@ class Ran:
 
 @dataclass
 class Runs:
-    """Three runs on one desk, its traces in the end, and its files after the hostile run."""
+    """Two runs on one desk, the traces of the first, and the desk's files at the end."""
 
     normal: Ran
     hostile: Ran
-    missing: Ran
     trees: list[Any]
     files: dict[str, bytes]
 
@@ -66,20 +68,26 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Runs:
     desk = Desk(tmp_path_factory.mktemp("asked"), vocabulary)
-    normal = desk.run(*RECIPE)
-    with model_that_says(HOSTILE) as url:
-        hostile = desk.run(*RECIPE, OPENAI_BASE_URL=url, OPENAI_MODEL="mine")
-    files = {path.name: path.read_bytes() for path in desk.folder.iterdir()}
-    missing = desk.run(*RECIPE, OPENAI_MODEL="gpt-4o-minni")
-    with desk.serving() as client:
+    server = local_langfuse.start(desk.db, desk.port)
+    client = httpx.Client(base_url=server.base_url, auth=KEYS, trust_env=False)
+    seen: set[str] = set()
+
+    def run(**env: str) -> Ran:
+        done = desk.run(*RECIPE, **env)
+        rows = [row for row in stored_observations(client) if row["traceId"] not in seen]
+        seen.update(row["traceId"] for row in rows)
         query: dict[str, str | int] = {"limit": 100, "fields": "subject"}
         scores = client.get("/api/public/v3/scores", params=query).json()["data"]
-        rows, trees = stored_observations(client), stored_trees(client)
-    names = dict.fromkeys(row["metadata"]["run"] for row in rows)
-    of_run = [[row for row in rows if row["metadata"]["run"] == name] for name in names]
-    done = zip((normal, hostile, missing), of_run, strict=True)
-    first, second, third = (Ran(one, own, scores) for one, own in done)
-    return Runs(first, second, third, trees, files)
+        return Ran(done, rows, scores)
+
+    normal = run()
+    trees = stored_trees(client)
+    with model_that_says(HOSTILE) as url:
+        hostile = run(OPENAI_BASE_URL=url, OPENAI_MODEL="mine")
+    client.close()
+    server.stop()
+    files = {path.name: path.read_bytes() for path in desk.folder.iterdir()}
+    return Runs(normal, hostile, trees, files)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +103,7 @@ def asked(ran: Ran, question: str) -> dict[str, Any]:
 
 def test_stores_the_traces_it_promises(ran: Ran, runs: Runs) -> None:
     promised = promised_trees((TOP / "recipes/text_to_sql.py").read_text())
-    assert sorted(runs.trees[: len(promised)]) == sorted(promised)
+    assert sorted(runs.trees) == sorted(promised)
     link = ran.output.split()[-1]
     assert link.rpartition("/")[2] in {root["traceId"] for root in ran.roots()}
 
@@ -103,7 +111,7 @@ def test_stores_the_traces_it_promises(ran: Ran, runs: Runs) -> None:
 def test_a_cached_question_runs_the_same_sql_without_the_model(ran: Ran) -> None:
     first = asked(ran, "How many orders were returned?")
     again = asked(ran, "how many orders  were returned")
-    assert (first["metadata"]["cached"], again["metadata"]["cached"]) == ("false", "true")
+    assert ("sql:model" in first["tags"], "sql:cache" in again["tags"]) == (True, True)
     assert set(ran.below(first)) == {"write-sql", "run-sql"}
     assert set(ran.below(again)) == {"run-sql"}
     assert ran.below(again)["run-sql"]["input"] == ran.below(first)["run-sql"]["input"]
@@ -113,12 +121,12 @@ def test_a_cached_question_runs_the_same_sql_without_the_model(ran: Ran) -> None
 
 def test_what_failed_is_not_cached(ran: Ran) -> None:
     for root in ran.roots():
-        if root["metadata"]["cached"] == "true":
+        if "sql:cache" in root["tags"]:
             assert root["level"] == "DEFAULT"
 
 
 def test_every_observation_says_on_whose_behalf(ran: Ran) -> None:
-    teams = {"support": 3, "sales": 4, "logistics": 4}
+    teams = {"support": 2, "sales": 3, "logistics": 2}
     for row in ran.observations:
         facts = row["metadata"]
         assert f"team:{facts['team']}" in row["tags"]
@@ -147,14 +155,12 @@ def test_every_trace_says_whether_its_sql_ran(ran: Ran) -> None:
 def test_a_thumb_tells_a_wrong_answer_from_a_right_one(ran: Ran) -> None:
     right, wrong = (
         asked(ran, question)
-        for question in ("Which city orders most?", "How many orders were placed in March?")
+        for question in ("What is our revenue in euros?", "How many orders were placed in March?")
     )
     assert ran.score(right, "user-thumbs") == [True]
     assert ran.score(wrong, "user-thumbs") == [False]
     assert ran.score(wrong, "sql_execution_success") == [True]
-    assert ran.score(asked(ran, "What does each product cost?"), "user-thumbs") == []
-    assert re.search(r"user-thumbs +6 of 9\n", ran.output)
-    assert re.search(r"sql_execution_success 8 of 11\n", ran.output)
+    assert re.search(r"placed in March\? +30 +down", ran.output)
 
 
 def test_the_report_adds_up_what_is_stored(ran: Ran) -> None:
@@ -166,8 +172,10 @@ def test_the_report_adds_up_what_is_stored(ran: Ran) -> None:
         calls = [row for row in rows if row["type"] == "GENERATION"]
         usd = sum(Decimal(str(row["costDetails"]["total"])) for row in calls)
         roots = [row for row in rows if row["isRootObservation"]]
-        assert told.split() == [str(len(roots)), str(len(calls)), f"${usd:.6f}"]
-    assert reported["sql:cache"].endswith("$0.000000")
+        *counts, shown = told.split()
+        assert counts == [str(len(roots)), str(len(calls))]
+        assert abs(Decimal(shown.strip("$")) - usd) <= Decimal("0.0000005")
+    assert reported["sql:cache"] == "2            0              $0.000000"
 
 
 def test_tracing_off_opens_no_socket(desk: Desk, ran: Ran) -> None:
@@ -180,21 +188,12 @@ def test_tracing_off_opens_no_socket(desk: Desk, ran: Ran) -> None:
         REFUSED_SOCKETS_FILE=str(refused),
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "No report: tracing is off" in done.stdout
+    assert "No trace: tracing is off" in done.stdout
+    assert "What each team costs" not in done.stdout
     assert not refused.exists()
     assert [path.name for path in desk.folder.iterdir()] == ["orders.db"]
     table = ran.output[ran.output.index("  team") : ran.output.index("\nWhat each")]
     assert table in done.stdout
-
-
-def test_a_model_that_does_not_exist_is_one_line(runs: Runs) -> None:
-    missing = runs.missing
-    assert missing.done.returncode == 1
-    assert missing.done.stderr.count("\n") == 1
-    assert "OPENAI_MODEL" in missing.done.stderr
-    [root] = missing.roots()
-    assert root["level"] == missing.below(root)["write-sql"]["level"] == "ERROR"
-    assert missing.score(root, "sql_execution_success") == [False]
 
 
 # --- What an attacker would have the model write -----------------------------------------
@@ -239,8 +238,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("sql", REFUSED, ids=lambda sql: sql[:40] or "empty")
 def test_harm_is_refused(sql: str, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sqlite3
-
     from recipes.text_to_sql import fetch_rows
 
     monkeypatch.chdir(shop.parent)
@@ -261,8 +258,6 @@ def test_what_only_reads_is_allowed(shop: Path) -> None:
 
 
 def test_the_file_is_protected_even_without_the_authorizer(shop: Path) -> None:
-    import sqlite3
-
     from recipes.text_to_sql import open_guarded
 
     with closing(open_guarded(shop, 10)) as connection:
@@ -281,18 +276,19 @@ def test_spellings_share_a_key_and_schemas_do_not() -> None:
 
 @contextmanager
 def model_that_says(replies: list[str]) -> Iterator[str]:
-    """Serve OpenAI's chat protocol on loopback, one of the replies after the other."""
+    """Serve OpenAI's chat protocol on loopback: one reply after the other, then a refusal."""
     waiting = iter(replies)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            message = {"role": "assistant", "content": next(waiting, "no more")}
+            reply = next(waiting, None)
+            message = {"role": "assistant", "content": reply}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             usage = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
             head = {"id": "1", "object": "chat.completion", "created": 1, "model": "mine"}
             body = json.dumps({**head, "choices": [choice], "usage": usage}).encode()
-            self.send_response(200)
+            self.send_response(404 if reply is None else 200)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
@@ -313,39 +309,55 @@ def model_that_says(replies: list[str]) -> Iterator[str]:
 
 
 HOSTILE = [
-    json.dumps({"sql": sql})
-    for sql in (
-        "SELECT 41;",
-        "DROP TABLE orders",
-        "ATTACH 'orders.db' AS o; DELETE FROM o.orders",
-        "SELECT char(27) || '[2J', x'00ff', 9e999",
-        "PRAGMA journal_mode = WAL",
-        "SELECT '\x1b[31m' FROM nowhere",
-    )
+    "SELECT 41;",
+    "DROP TABLE orders",
+    "SELECT char(27) || '[2J', x'00ff', 9e999",
+    "Here it is:\n```sql\nSELECT 'Bob'\n```",
+    "SELECT \ud800",
 ]
-HOSTILE += ["Here it is:\n```sql\nSELECT 'Bob'\n```", '{"sql": "SELECT \\ud800"}', "I refuse."]
 
 
 def test_a_hostile_model_changes_nothing(runs: Runs, shop: Path) -> None:
-    assert (runs.hostile.done.returncode, runs.hostile.done.stderr) == (0, "")
     assert runs.files["orders.db"] == shop.read_bytes()
     assert {name.partition("-")[0] for name in runs.files} == {"langfuse.db", "orders.db"}
 
 
-def test_a_hostile_model_is_stored_and_shown_as_text(runs: Runs) -> None:
-    output, roots = runs.hostile.output, runs.hostile.roots()
-    assert "[2J" in output
-    assert "[31m" in output
-    assert "\x1b" not in output
-    assert re.search(r"cost unknown +10 calls", output)
+def test_what_a_hostile_model_writes_is_stored_and_scored(runs: Runs) -> None:
+    roots = runs.hostile.roots()
     success = {root["input"]: runs.hostile.score(root, "sql_execution_success") for root in roots}
-    assert len(success) == 11
-    assert {question for question, scores in success.items() if scores == [True]} == {
-        "How many orders were returned?",
-        "how many orders  were returned",  # from the cache
-        "How many orders were placed in March?",
-        "Which customers live in Delft?",
-    }
+    assert list(success.values()) == [[True], [False], [True], [True], [True], [False], []]
+    assert "sql:cache" in roots[2]["tags"]
+    assert "sql:model" in roots[5]["tags"]  # asked again, because its SQL failed before
     fenced = asked(runs.hostile, "Which customers live in Delft?")
     assert json.loads(fenced["output"]) == {"sql": "SELECT 'Bob'", "rows": [["Bob"]]}
     assert runs.hostile.score(fenced, "user-thumbs") == [True]
+
+
+def test_a_model_that_refuses_is_one_line(runs: Runs) -> None:
+    assert runs.hostile.done.returncode == 1
+    assert runs.hostile.done.stderr.count("\n") == 1
+    assert "OPENAI_MODEL" in runs.hostile.done.stderr
+    root = runs.hostile.roots()[-1]
+    assert root["level"] == runs.hostile.below(root)["write-sql"]["level"] == "ERROR"
+    assert runs.hostile.score(root, "user-thumbs") == []
+
+
+def test_a_cost_without_a_price_is_unknown(runs: Runs) -> None:
+    from langfuse.api import ObservationV2
+    from langfuse.api.core.pydantic_utilities import parse_obj_as
+
+    from recipes.text_to_sql import cost_by_tag
+
+    rows = cost_by_tag(parse_obj_as(list[ObservationV2], runs.hostile.observations))
+    assert rows[:2] == [("sql:cache", 1, 0, "$0.000000"), ("sql:model", 6, 6, "unknown")]
+
+
+def test_what_steers_a_terminal_is_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    from common import console
+
+    console.show_table(("answer",), [("\x1b[2J [red]41[/red]",)])
+    console.show_answer("near \x1b[31m", "SELECT '\x1b[31m'")
+    shown = capsys.readouterr().out
+    assert "[2J [red]41[/red]" in shown
+    assert "SELECT '[31m'" in shown
+    assert "\x1b" not in shown
