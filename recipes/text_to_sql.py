@@ -181,11 +181,11 @@ def answer_question(client: OpenAI, path: Path, cache: Cache, team: str, questio
     langfuse, schema = get_client(), read_schema(path)
     langfuse.update_current_span(input=question)
     key = cache_key(question, schema)
-    facts = {"team": team, "database": path.name}
+    facts = {"team": team, "database": path.name, "cached": str(key in cache).lower()}
     sizes = {"table_count": str(len(schema)), "query_length": str(len(question))}
     tags = [f"team:{team}", "sql:cache" if key in cache else "sql:model"]
     with propagate_attributes(tags=tags, metadata=facts | sizes):
-        sql = cache.get(key) or write_sql(client, schema, question)
+        sql = cache.pop(key, None) or write_sql(client, schema, question)
         langfuse.update_current_span(output={"sql": sql}, metadata={"sql_length": len(sql)})
         rows = run_sql(path, sql)
         langfuse.update_current_span(output={"sql": sql, "rows": rows})

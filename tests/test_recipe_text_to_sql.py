@@ -131,6 +131,7 @@ def test_every_observation_says_on_whose_behalf(ran: Ran) -> None:
         facts = row["metadata"]
         assert f"team:{facts['team']}" in row["tags"]
         assert (facts["database"], facts["table_count"]) == ("orders.db", "3")
+        assert facts["cached"] == str("sql:cache" in row["tags"]).lower()
         if row["isRootObservation"]:
             teams[facts["team"]] -= 1
             assert facts["query_length"] == str(len(row["input"]))
