@@ -145,8 +145,8 @@ def model_server() -> Iterator[tuple[str, list[str]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked.append(self.path)
-            self.rfile.read(int(self.headers["Content-Length"]))
-            body = b'{"error": {"message": "There is no such model."}}'
+            model = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
+            body = json.dumps({"error": {"message": f"There is no {model}."}}).encode()
             self.send_response(404)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -167,8 +167,8 @@ def test_what_the_model_s_service_refuses_is_one_line(desk: Desk, rows: Rows) ->
         again = desk.run(*RECIPE, OPENAI_BASE_URL=url, OPENAI_MODEL="llama")
     assert set(asked) == {"/v1/chat/completions"}
     assert again.returncode == 1
-    assert "There is no such model. Check OPENAI_API_KEY" in again.stderr
+    assert "There is no llama. Check OPENAI_API_KEY" in again.stderr
     assert again.stderr.count("\n") == 1, again.stderr
     known = {row["id"] for row in rows}
     failed = [row for row in stored(desk) if row["id"] not in known and row["level"] == "ERROR"]
-    assert "There is no such model." in "".join(row["statusMessage"] for row in failed)
+    assert "There is no llama." in "".join(row["statusMessage"] for row in failed)
