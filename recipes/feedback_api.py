@@ -8,7 +8,7 @@ Run it:
 
     python -m recipes.feedback_api --port 8000
 
-and in another terminal, with the trace id of the first answer in the second line:
+and in another terminal, with the trace id of the answer in place of the dots:
 
     curl --json '{"question": "How long is the warranty?"}' 127.0.0.1:8000/ask
     curl --json '{"trace_id": "…", "rating": 4, "comment": "clear"}' 127.0.0.1:8000/feedback
@@ -22,10 +22,8 @@ Try next: rate the same answer again with `"thumbs": "down"` in place of the rat
 at the scores of its trace: there are still two.
 """
 
-import argparse
 import json
 import logging
-import signal
 import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -39,23 +37,22 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
-from langfuse import get_client, observe
+from langfuse import get_client
 from langfuse.api import CreateScoreBatchResults, CreateScoreRequest, ScoreDataType
 from langfuse.api.core import ApiError
 from langfuse.openai import OpenAI
-from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.client import connect, tracing_is_on
-from common.console import fail, show_line
+from common.console import Arguments, fail, show_line
 from common.llm import model_name, openai_client
-from common.readback import NotStoredError, trace_link
+from common.readback import NotStoredError, sent_count, trace_link
 from common.retriever import search
 from common.settings import read_settings
 
 MAX_QUESTION, MAX_COMMENT = 500, 1_000  # characters
-KEPT = 10_000  # answers that can be rated before Langfuse shows their traces
+REMEMBERED = 10_000  # answers
+Opinion = dict[str, float | str]  # the value of each score, by its name
 
 
 # %% 1. Start and end with the server
@@ -67,22 +64,23 @@ KEPT = 10_000  # answers that can be rated before Langfuse shows their traces
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the model's client before the first request; after the last one, send what waits."""
-    app.state.answered = OrderedDict[str, datetime]()
-    with openai_client() as app.state.client:
+    with openai_client() as client:
+        app.state.client = client
+        app.state.answered = OrderedDict[str, datetime]()  # when, by trace id
         yield
     get_client().flush()
 
 
 APP = FastAPI(title="Ask the shop, and rate the answer", lifespan=lifespan)
-# A page in the browser could give this machine another name, and ask under that.
+# A web page can give this machine a name of its own, and so get round the browser's rules.
 APP.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
 
 
 # %% 2. Answer, and hand out the trace id
 #
 # The endpoints are plain functions: FastAPI runs each call in a thread, and a slow model
-# holds up nobody else. What was just answered can be rated at once, though Langfuse Cloud
-# shows a trace only after some seconds: this process remembers it.
+# holds up nobody else. This process remembers what it answered, so that an answer can be
+# rated at once, though Langfuse Cloud shows its trace only after some seconds.
 
 
 class Question(BaseModel):
@@ -92,54 +90,41 @@ class Question(BaseModel):
     question: str = Field(min_length=1, max_length=MAX_QUESTION)
 
 
-class Answer(BaseModel):
-    """What `POST /ask` returns; the id is null for a trace that is not stored."""
-
-    answer: str
-    trace_id: str | None
-
-
-@observe(name="answer-question", as_type="chain", capture_input=False, capture_output=False)
-def answer_question(client: OpenAI, question: str) -> tuple[str, datetime | None]:
-    """Return the answer, and the second in which its trace began, None for one not recorded.
+def answer_question(client: OpenAI, question: str) -> tuple[str, str]:
+    """Return the answer, and the id of its trace.
 
     In Langfuse: select the root `answer-question`. Beside the question and the answer you
     read what the user thought of it.
     """
-    get_client().update_current_span(input=question)
-    passages = "\n".join(passage.text for passage in search(question))
-    response = client.chat.completions.create(
-        name="write-answer",
-        model=model_name(),
-        messages=[
-            {"role": "system", "content": f"Answer in one sentence, only from:\n{passages}"},
-            {"role": "user", "content": question},
-        ],
-    )
-    answer = response.choices[0].message.content or ""
-    get_client().update_current_span(output=answer)
-    span = trace.get_current_span()
-    nanoseconds = isinstance(span, ReadableSpan) and span.start_time
-    return answer, datetime.fromtimestamp(nanoseconds // 10**9, UTC) if nanoseconds else None
+    with get_client().start_as_current_observation(
+        name="answer-question", as_type="chain", input=question
+    ) as root:
+        passages = "\n".join(passage.text for passage in search(question))
+        told = f"Answer in one sentence, only from:\n{passages}"
+        response = client.chat.completions.create(
+            name="write-answer",
+            model=model_name(),
+            messages=[{"role": "system", "content": told}, {"role": "user", "content": question}],
+        )
+        answer = response.choices[0].message.content or ""
+        root.update(output=answer)
+    return answer, root.trace_id
 
 
 @APP.post("/ask")
-def ask(body: Question, request: Request) -> Answer:
-    """Answer a question; 502 where the model cannot."""
-    trace_id = get_client().create_trace_id()
+def ask(body: Question, request: Request) -> dict[str, str | None]:
+    """Answer with the trace id, null where no trace is stored; 502 where the model cannot."""
+    began = datetime.now(UTC)
     try:
-        answer, began = answer_question(
-            request.app.state.client, body.question, langfuse_trace_id=trace_id
-        )
+        answer, trace_id = answer_question(request.app.state.client, body.question)
     except openai.OpenAIError as error:
         raise HTTPException(502, "The model cannot answer at the moment.") from error
-    if began is None:
-        return Answer(answer=answer, trace_id=None)
-    answered: OrderedDict[str, datetime] = request.app.state.answered
-    answered[trace_id] = began
-    while len(answered) > KEPT:
-        answered.popitem(last=False)
-    return Answer(answer=answer, trace_id=trace_id)
+    if not sent_count(trace_id):  # tracing is off, or left this one out of its sample
+        return {"answer": answer, "trace_id": None}
+    request.app.state.answered[trace_id] = began
+    if len(request.app.state.answered) > REMEMBERED:
+        request.app.state.answered.popitem(last=False)
+    return {"answer": answer, "trace_id": trace_id}
 
 
 # %% 3. Refuse what is not an opinion
@@ -165,18 +150,11 @@ class Feedback(BaseModel):
         return self
 
 
-class Opinion(BaseModel):
-    """What `POST /feedback` returns: the two scores as they were stored."""
-
-    rating: float
-    satisfaction: str
-
-
 def opinion_of(feedback: Feedback) -> Opinion:
-    """Return stars or a thumb on one scale: 1 star is 0, 5 are 1; 3 are neutral."""
-    stars = feedback.rating or {"up": 5, "down": 1}[feedback.thumbs or "up"]
+    """Return the value of each score: 1 star is 0, 5 are 1; a thumb is 5 stars or 1."""
+    stars = feedback.rating or (5 if feedback.thumbs == "up" else 1)
     word = "unsatisfied" if stars < 3 else "neutral" if stars == 3 else "satisfied"
-    return Opinion(rating=(stars - 1) / 4, satisfaction=word)
+    return {"user-rating": (stars - 1) / 4, "user-satisfaction": word}
 
 
 @APP.exception_handler(RequestValidationError)
@@ -188,17 +166,16 @@ def refuse(_: Request, error: RequestValidationError) -> Response:
 
 # %% 4. Store an opinion so that a second one replaces it
 #
-# `create_score` puts a score into a queue and returns: it cannot say that Langfuse is down.
-# The call below is the same request made at once. Langfuse takes a score for the same one
-# when id, name and day agree, so its time is that of the trace, not that of the click; and
-# a field left out keeps its old value, so that a missing comment is stored as such.
+# `create_score` only puts a score into a queue, and cannot say that Langfuse is down: this is
+# the same request, made at once. It replaces a score of the same id, name and day, so its time
+# is that of the answer, not of the click. A field left out would keep its old value, so that a
+# missing comment is stored as such.
 
 
 def trace_began(trace_id: str) -> datetime | None:
-    """Return the second in which a stored trace began, or None for an unknown trace."""
+    """Return when a stored trace began, or None for an unknown one."""
     found = get_client().api.observations.get_many(trace_id=trace_id, fields="core", limit=1000)
-    began = min((observation.start_time for observation in found.data), default=None)
-    return began and began.replace(microsecond=0)
+    return min((observation.start_time for observation in found.data), default=None)
 
 
 def store_opinion(trace_id: str, began: datetime, opinion: Opinion, comment: str) -> None:
@@ -207,22 +184,18 @@ def store_opinion(trace_id: str, began: datetime, opinion: Opinion, comment: str
     In Langfuse: Scores shows `user-rating` over time; filter traces by `user-satisfaction`
     to read the answers that people did not like.
     """
-    both = (
-        ("user-rating", ScoreDataType.NUMERIC, opinion.rating),
-        ("user-satisfaction", ScoreDataType.CATEGORICAL, opinion.satisfaction),
-    )
     scores = [
         CreateScoreRequest(
             id=f"{trace_id}-{name}",
             trace_id=trace_id,
             name=name,
-            data_type=data_type,
+            data_type=ScoreDataType("CATEGORICAL" if isinstance(value, str) else "NUMERIC"),
             value=value,
             comment=comment or "(no comment)",
             timestamp=began,
             environment=read_settings()["LANGFUSE_TRACING_ENVIRONMENT"].value,
         )
-        for name, data_type, value in both
+        for name, value in opinion.items()
     ]
     stored = get_client().api.scores.create(request=scores)
     if isinstance(stored, CreateScoreBatchResults):
@@ -237,43 +210,30 @@ def feedback(body: Feedback, request: Request) -> Opinion:
     opinion = opinion_of(body)
     try:
         began = request.app.state.answered.get(body.trace_id) or trace_began(body.trace_id)
-        if began:
-            store_opinion(body.trace_id, began, opinion, body.comment)
+        if not began:
+            raise HTTPException(404, "There is no answer with this trace id.")
+        store_opinion(body.trace_id, began, opinion, body.comment)
     except (httpx.HTTPError, ApiError, NotStoredError) as error:
         logging.getLogger("uvicorn.error").warning("Feedback is not stored: %s", error)
         raise HTTPException(503, "Langfuse cannot store feedback now: send it again.") from error
-    if not began:
-        raise HTTPException(404, "There is no answer with this trace id.")
     return opinion
 
 
-# %% 5. Listen on this machine only
-
-
-def listen(port: int) -> socket.socket:
-    """Return a socket on this port of the loopback address, 0 for a free one; or end here."""
+def main() -> None:
+    """Serve on this machine only until Ctrl-C; then link to the trace of the last answer."""
+    options = Arguments(prog="python -m recipes.feedback_api")
+    options.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    port = options.parse_args().port
     try:
-        return socket.create_server(("127.0.0.1", port))
+        listening = socket.create_server(("127.0.0.1", port))
     except (OSError, OverflowError):
         fail(f"Port {port} is taken, or not allowed: choose another one with --port.", 2)
-
-
-def main() -> None:
-    """Serve until Ctrl-C or SIGTERM; then link to the trace of the last answer."""
-    options = argparse.ArgumentParser(prog="python -m recipes.feedback_api")
-    options.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    listening = listen(options.parse_args().port)
     langfuse = connect()
-    # uvicorn ends gracefully at both signals, and repeats them to us afterwards.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    host, port = listening.getsockname()
-    show_line(f"Ask at http://{host}:{port}/ask, rate at /feedback. Ctrl-C ends it.")
-    config = uvicorn.Config(APP, log_level="warning", timeout_graceful_shutdown=10)
+    show_line(f"Ask at http://127.0.0.1:{listening.getsockname()[1]}/ask. Ctrl-C ends it.")
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(uvicorn.Config(APP, log_level="warning")).run(sockets=[listening])
     if answered := list(APP.state.answered):
-        show_line(f"Answers that can be rated: {len(answered)}. The trace of the last one:")
-        show_line(f"  {trace_link(langfuse, answered[-1])}", "blue")
+        show_line(f"The last answer: {trace_link(langfuse, answered[-1])}", "blue")
 
 
 if __name__ == "__main__":
