@@ -176,7 +176,7 @@ def export_file(
     with file.open("ab") as out:
         if out.tell() < part["size"]:
             raise FileExistsError(f"{file} was cut: it is shorter than export.json says")
-        out.seek(out.truncate(part["size"]))
+        out.truncate(part["size"])
         # An observation's id is unique only within its trace.
         known = {(row.get("traceId"), row["id"]) for row in rows_in(file)}
         for _ in known:
@@ -192,7 +192,7 @@ def export_file(
                     done()
             out.flush()
             os.fsync(out.fileno())
-            part |= {"size": out.tell(), "cursor": page.meta.cursor}
+            part |= {"size": file.stat().st_size, "cursor": page.meta.cursor}
             if page.meta.cursor is None:  # the round is over
                 part |= {"is_done": part["added"] == 0, "added": 0}
             save_state(folder, state)
