@@ -1,4 +1,4 @@
-"""The export is killed, goes on, and holds everything once; what is deleted is in it."""
+"""The export is stopped twice, goes on, and holds everything once; what is deleted is in it."""
 
 import json
 import re
@@ -6,23 +6,29 @@ import signal
 import subprocess
 import sys
 import threading
+from argparse import Namespace
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import quote
 
 import httpx
 import pytest
 from conftest import KEYS, TOP, Desk, free_port, stored_observations
-from recording_proxy import Proxy, Sent, proxy_to
+from langfuse.api.client import LangfuseAPI
+from recording_proxy import Proxy, proxy_to
 
+import local_langfuse
 from common.readback import FIELDS
 from recipes import export_traces
 
 MODULE = ("-m", "recipes.export_traces")
+SMALL_PAGES = "from recipes import export_traces as it; it.PAGE_SIZE = 7; it.main()"
+FILES = (export_traces.OBSERVATIONS, export_traces.SCORES)
 REFUSING = str(Path(__file__).parent / "refuse_sockets")
 DAYS = 7
 PATIENCE = 60  # seconds, on a machine that is busy
@@ -74,7 +80,7 @@ def everything(client: httpx.Client) -> tuple[list[Row], list[Row]]:
 
 
 def written(folder: Path) -> tuple[list[Row], list[Row]]:
-    texts = [(folder / name).read_text("utf-8") for name in export_traces.FILES]
+    texts = [(folder / name).read_text("utf-8") for name in FILES]
     observations, scores = ([json.loads(line) for line in text.split("\n")[:-1]] for text in texts)
     return comparable(observations), comparable(scores)
 
@@ -90,26 +96,24 @@ def comparable(rows: list[Row]) -> list[Row]:
 
 @dataclass
 class Story:
-    """One folder through its life: killed twice, finished, compared, emptied."""
+    """One folder through its life: killed, stopped, finished, compared, emptied."""
 
     desk: Desk
     folder: Path
     proxy: Proxy
     client: httpx.Client
     ran: dict[str, subprocess.CompletedProcess[str]] = field(default_factory=dict)
-    state_when_killed: list[Row] = field(default_factory=list)
+    state_when_stopped: list[Row] = field(default_factory=list)
     stored: tuple[list[Row], list[Row]] = ([], [])
     written: tuple[list[Row], list[Row]] = ([], [])
-    files_touched: bool = False
     left: dict[str, set[str]] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         keys = {"LANGFUSE_PUBLIC_KEY": KEYS[0], "LANGFUSE_SECRET_KEY": KEYS[1]}
         return {**keys, "LANGFUSE_BASE_URL": self.proxy.url, "LANGFUSE_TIMEOUT": "20"}
 
-    def run(self, step: str, *options: str) -> None:
-        command = (*MODULE, "--folder", str(self.folder), "--page-size", "7", *options)
-        self.ran[step] = self.desk.run(*command, **self.environment())
+    def run(self, step: str, *options: str, **env: str) -> None:
+        self.ran[step] = self.desk.run(*MODULE, "--folder", str(self.folder), *options, **env)
         self.left[step] = {row["traceId"] for row in stored_observations(self.client)}
 
     def kill_at(self, path: str, count: int, meanwhile: Callable[[], object]) -> None:
@@ -120,40 +124,57 @@ class Story:
             reached.set()
             release.wait(PATIENCE)
 
-        self.proxy.before = at(path, count, stop)
+        hook = at(path, count, stop)
+        self.proxy.before = lambda sent: hook(sent.path)
         with subprocess.Popen(
-            [sys.executable, *MODULE, "--folder", str(self.folder), "--page-size", "7"],
+            [sys.executable, "-c", SMALL_PAGES, "--folder", str(self.folder)],
             cwd=TOP,
             env=self.desk.environment(**self.environment()),
             stdout=subprocess.DEVNULL,
         ) as export:
             try:
                 assert reached.wait(PATIENCE), "the export never asked for that page"
-                with (
-                    pytest.raises(export_traces.ExportError, match="Another export is at work"),
-                    export_traces.only_one(self.folder),
-                ):
-                    pass
                 meanwhile()
             finally:
                 export.kill()
         assert export.returncode == -signal.SIGKILL
         self.proxy.before = lambda _: None
         release.set()
-        self.state_when_killed.append(json.loads((self.folder / "export.json").read_text()))
-        for name in export_traces.FILES:
+        self.keep_state()
+
+    def interrupt_at(self, path: str, count: int, meanwhile: Callable[[], object]) -> None:
+        """Run the export in this process, and press Ctrl-C at its n-th page of a list."""
+
+        def stop() -> None:
+            meanwhile()
+            raise KeyboardInterrupt
+
+        hook = at(path, count, stop)
+        hooks = {"request": [lambda request: hook(request.url.path)]}
+        asked = Namespace(folder=self.folder, start=None, end=None, delete_older_than=None)
+        with (
+            httpx.Client(base_url=self.proxy.url, auth=KEYS, event_hooks=hooks) as client,
+            patch.object(export_traces, "PAGE_SIZE", 7),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            export_traces.export_and_delete(reader(client), asked)
+        self.keep_state()
+
+    def keep_state(self) -> None:
+        self.state_when_stopped.append(json.loads((self.folder / "export.json").read_text()))
+        for name in FILES:
             with (self.folder / name).open("ab") as file:  # what a kill inside a page leaves
                 file.write(b'{"id": "a whole line"}\n{"id": "half a li')
 
 
-def at(path: str, count: int, action: Callable[[], object]) -> Callable[[Sent], None]:
+def at(path: str, count: int, action: Callable[[], object]) -> Callable[[str], None]:
     """Return a hook that acts at the n-th request for this list."""
     seen = 0
 
-    def hook(sent: Sent) -> None:
+    def hook(asked: str) -> None:
         nonlocal seen
-        seen += sent.path.startswith(path)
-        if sent.path.startswith(path) and seen == count:
+        seen += asked.startswith(path)
+        if asked.startswith(path) and seen == count:
             action()
 
     return hook
@@ -197,79 +218,43 @@ def change(client: httpx.Client) -> None:
     put_score(client, id=f"of-{RESCORED}", traceId=f"{RESCORED:032x}", value=0)
 
 
-@dataclass
-class Beside:
-    """Runs that need nothing of the story: each has a desk of its own."""
-
-    desk: Desk
-    ran: dict[str, subprocess.CompletedProcess[str]]
-
-
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Iterator[Future[Beside]]:
-    desk = Desk(tmp_path_factory.mktemp("beside"), vocabulary)
-    nowhere = f"http://127.0.0.1:{free_port()}"
-    keys = {"LANGFUSE_PUBLIC_KEY": KEYS[0], "LANGFUSE_SECRET_KEY": KEYS[1]}
-    off = {
-        "LANGFUSE_TRACING_ENABLED": "false",
-        "LOCAL_LANGFUSE_DB": str(desk.folder / "off" / "langfuse.db"),
-        "PYTHONPATH": REFUSING,
-        "REFUSE_SOCKETS": "all",
-        "REFUSED_SOCKETS_FILE": str(desk.folder / "refused"),
-    }
-
-    def run() -> Beside:
-        return Beside(
-            desk,
-            {
-                "empty": desk.run(*MODULE),
-                "another period": desk.run(*MODULE, "--from", "2025-01-01"),
-                "off": desk.run(*MODULE, **off),
-                "down": desk.run(*MODULE, LANGFUSE_BASE_URL=nowhere, **keys),
-            },
-        )
-
-    with ThreadPoolExecutor(1) as pool:  # beside the story, which waits for its own processes
-        yield pool.submit(run)
-
-
-@pytest.fixture(scope="module")
-def story(
-    tmp_path_factory: pytest.TempPathFactory, vocabulary: Path, beside: Future[Beside]
-) -> Iterator[Story]:
-    assert not beside.cancelled()  # it has begun
+def story(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Iterator[Story]:
     desk = Desk(tmp_path_factory.mktemp("desk"), vocabulary)
-    with desk.serving() as client, proxy_to(str(client.base_url)) as proxy:
+    server = local_langfuse.start(desk.db)
+    with (
+        httpx.Client(base_url=server.base_url, auth=KEYS, trust_env=False) as client,
+        proxy_to(server.base_url) as proxy,
+    ):
         story = Story(desk, tmp_path_factory.mktemp("out") / "archive", proxy, client)
         fill(client)
         # What arrives meanwhile is the newest, so the round that is under way cannot see it.
         story.kill_at(LISTS[0], 5, lambda: put_trace(client, LATE, ended=timedelta(seconds=30)))
         scored = {"traceId": f"{LATE:032x}", "value": 1, "timestamp": ago(seconds=30)}
-        story.kill_at(LISTS[1], 3, lambda: put_score(client, **scored))
-        story.run("export")
+        story.interrupt_at(LISTS[1], 3, lambda: put_score(client, **scored))
+        story.run("export", "--delete-older-than", str(DAYS), **story.environment())
         story.stored, story.written = everything(client), written(story.folder)
-        before = [(story.folder / name).stat().st_mtime_ns for name in export_traces.FILES]
         change(client)
-        story.run("dry", "--delete-older-than", str(DAYS))
-        after = [(story.folder / name).stat().st_mtime_ns for name in export_traces.FILES]
-        story.files_touched = before != after
-        story.run("deleted", "--delete-older-than", str(DAYS), "--yes")
+        # With no keys, so with the stand-in inside the process.
+        story.run("delete", "--delete-older-than", str(DAYS), "--yes")
+        story.run("another period", "--from", "2025-01-01")
         yield story
+    server.stop()
 
 
 def test_holds_everything_once_though_it_was_killed(story: Story) -> None:
-    first, second = story.state_when_killed
+    first, second = story.state_when_stopped
     assert first["start"] == second["start"]
     assert first["end"] == second["end"]
-    observations, scores = export_traces.FILES
+    observations, scores = FILES
     assert 0 < first[observations]["size"] < second[observations]["size"]
     assert not first[observations]["is_done"]
     assert second[observations]["is_done"]
     assert second[scores]["size"] > 0
     assert not second[scores]["is_done"]
-    for cursor in (first[observations]["cursor"], second[scores]["cursor"]):
+    for cursor, times in ((first[observations]["cursor"], 2), (second[scores]["cursor"], 1)):
         asked = [sent for sent in story.proxy.sent if f"cursor={quote(cursor)}" in sent.path]
-        assert len(asked) > 1, "asked for before the kill, and again after it"
+        assert len(asked) >= times, "the killed run has asked, too; the other was stopped before"
 
     assert (story.ran["export"].returncode, story.ran["export"].stderr) == (0, "")
     assert [len(rows) for rows in story.written] == [len(rows) for rows in story.stored]
@@ -292,59 +277,78 @@ def test_each_row_is_whole(story: Story) -> None:
     assert {row["dataType"] for row in story.written[1]} == {
         *("NUMERIC", "BOOLEAN", "CATEGORICAL", "TEXT")
     }
-    # A list of keys has commas between them, so this value cannot be had, which is said.
-    assert row["metadata"]["a,comma"] == "z" * 200
-    assert "['a,comma']" in story.ran["export"].stdout
+    assert row["metadata"]["a,comma"] == "z" * 200, "a list of keys has commas between them"
 
 
 def test_a_finished_export_writes_nothing(story: Story) -> None:
-    assert "54 lines" in story.ran["export"].stdout
-    assert "finished" not in story.ran["export"].stdout
-    assert "The export is finished" in story.ran["dry"].stdout
-    assert not story.files_touched
+    for step in ("export", "delete"):
+        assert re.search(r"observations.jsonl +54 lines", story.ran[step].stdout)
+        assert re.search(r"scores.jsonl +27 lines", story.ran[step].stdout)
+        assert story.ran[step].stdout.split()[-1] == str(story.folder)
+    assert written(story.folder) == story.written, "though more is stored since"
 
 
 def test_deletes_only_what_is_old_and_exported_as_it_is(story: Story) -> None:
-    for step in ("dry", "deleted"):
+    for step in ("export", "delete"):
         assert (story.ran[step].returncode, story.ran[step].stderr) == (0, "")
-    stays = {GROWN, SCORED, RESCORED, GROWING, JUST_YOUNGER, LATE, *RECENT}
+    grown = {GROWN, SCORED, RESCORED}
+    stays = {GROWING, JUST_YOUNGER, LATE, *RECENT, *grown}
     goes = {OLD, JUST_OLDER}
-    assert story.left["dry"] == {f"{number:032x}" for number in stays | goes}
-    assert re.search(r"would be deleted +2;", story.ran["dry"].stdout)
-    assert re.search(r"stay +3,", story.ran["dry"].stdout)
-    assert story.left["deleted"] == {f"{number:032x}" for number in stays}
-    assert re.search(r"deleted +2, of which 0 can still be read", story.ran["deleted"].stdout)
+    assert story.left["export"] == {f"{number:032x}" for number in stays | goes}
+    assert re.search(r"old traces +5 to delete; add --yes", story.ran["export"].stdout)
+    assert re.search(r"stay +0 ", story.ran["export"].stdout)
+    assert story.left["delete"] == {f"{number:032x}" for number in stays}
+    assert re.search(r"old traces +2 deleted", story.ran["delete"].stdout)
+    assert re.search(r"stay +3 ", story.ran["delete"].stdout)
     scores = everything(story.client)[1]
     assert not any(row["id"] == f"of-{OLD}" for row in scores)
     assert any(row["subject"]["kind"] == "session" for row in scores)
 
 
+def test_refuses_another_period_in_one_line(story: Story) -> None:
+    ran = story.ran["another period"]
+    assert ran.returncode == 2
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    assert "choose another --folder" in ran.stderr
+
+
+def test_holds_the_period_only(story: Story, tmp_path: Path) -> None:
+    start, end = ago(days=1, minutes=14.5), ago(days=1, minutes=11.5)
+    state = export_traces.open_state(tmp_path, "local", start, end)
+    lines = export_traces.export_file(reader(story.client), tmp_path, state, FILES[0], lambda: None)
+    rows = list(export_traces.rows_in(tmp_path / FILES[0]))
+    assert (lines, len(rows)) == (12, 12)
+    assert {int(row["traceId"], 16) for row in rows} == {12, 13, 14}
+
+
+def reader(client: httpx.Client) -> Any:
+    """Return what reads; the SDK keeps one `Langfuse` for a key as long as the process lives."""
+    return SimpleNamespace(api=LangfuseAPI(base_url=str(client.base_url), httpx_client=client))
+
+
 def test_refuses_a_folder_of_another_project(tmp_path: Path) -> None:
-    state = export_traces.open_state(tmp_path, "ours", None, None)
-    export_traces.save_state(tmp_path, state)
-    assert export_traces.open_state(tmp_path, "ours", None, None) == state
-    with pytest.raises(export_traces.ExportError, match="of project ours"):
-        export_traces.open_state(tmp_path, "theirs", None, None)
+    state = export_traces.open_state(tmp_path / "new", "ours", None, None)
+    assert export_traces.open_state(tmp_path / "new", "ours", None, None) == state
+    with pytest.raises(FileExistsError, match="of project ours"):
+        export_traces.open_state(tmp_path / "new", "theirs", None, None)
 
 
 def test_refuses_a_file_that_was_shortened(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"12345")
-    with pytest.raises(export_traces.ExportError, match="shorter"):
-        export_traces.cut_back(tmp_path / "file", 6)
-    export_traces.cut_back(tmp_path / "file", 4)
-    assert (tmp_path / "file").read_bytes() == b"1234"
+    nobody: Any = None
+    state = export_traces.open_state(tmp_path, "ours", None, None)
+    state[FILES[0]]["size"] = 6
+    (tmp_path / FILES[0]).write_bytes(b"12345")
+    with pytest.raises(FileExistsError, match="shorter"):
+        export_traces.export_file(nobody, tmp_path, state, FILES[0], lambda: None)
+    assert (tmp_path / FILES[0]).read_bytes() == b"12345"
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        "--delete-older-than 0",
-        "--delete-older-than -3",
-        "--delete-older-than 1.5",
-        "--delete-older-than 99999999",
-        "--yes",
-        "--from yesterday",
-        "--page-size 0",
+        *("--delete-older-than 0", "--delete-older-than -3", "--delete-older-than 1.5"),
+        *("--delete-older-than 99999999", "--yes", "--from yesterday", "--to 2999-01-01"),
+        *("--from 2026-01-02 --to 2026-01-02", "--from 2026-01-02 --to 2026-01-01"),
     ],
 )
 def test_refuses_options_in_one_line(
@@ -357,37 +361,36 @@ def test_refuses_options_in_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_refuses_a_period_that_is_none(tmp_path: Path) -> None:
-    now = datetime.now(UTC)
-    for start, end in ((now, now), (now, now - day(1)), (now, now + day(1))):
-        with pytest.raises(export_traces.ExportError, match="--from"):
-            export_traces.open_state(tmp_path, "ours", start, end)
+def test_understands_the_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    period = "--from 2026-01-01 --to 2026-01-02T01:00+01:00"
+    monkeypatch.setattr(sys, "argv", ["export_traces", *period.split()])
+    asked = export_traces.read_arguments()
+    assert (asked.start, asked.end) == ("2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00")
+    assert asked.folder == TOP / ".local_langfuse" / "export"
 
 
-def test_runs_on_an_empty_stand_in(beside: Future[Beside]) -> None:
-    desk, ran = beside.result().desk, beside.result().ran["empty"]
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert (desk.folder / "export" / "scores.jsonl").read_bytes() == b""
-    assert ran.stdout.split()[-1] == str(desk.folder / "export")
-
-
-def test_refuses_another_period_in_one_line(beside: Future[Beside]) -> None:
-    ran = beside.result().ran["another period"]
-    assert ran.returncode == 2
-    assert ran.stderr.count("\n") == 1, ran.stderr
-    assert "choose another --folder" in ran.stderr
-
-
-def test_tracing_off_opens_no_socket(beside: Future[Beside]) -> None:
-    desk, ran = beside.result().desk, beside.result().ran["off"]
+def test_tracing_off_opens_no_socket(desk: Desk) -> None:
+    ran = desk.run(
+        *MODULE,
+        LANGFUSE_TRACING_ENABLED="false",
+        PYTHONPATH=REFUSING,
+        REFUSE_SOCKETS="all",
+        REFUSED_SOCKETS_FILE=str(desk.folder / "refused"),
+    )
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "nothing to read" in ran.stdout
-    assert not (desk.folder / "refused").exists()
-    assert not (desk.folder / "off").exists()
+    assert list(desk.folder.iterdir()) == []
 
 
-def test_says_that_langfuse_did_not_answer(beside: Future[Beside]) -> None:
-    ran = beside.result().ran["down"]
-    assert ran.returncode == 1
-    assert ran.stderr.count("\n") == 1, ran.stderr
-    assert "Run the same command again" in ran.stderr
+def test_says_that_langfuse_did_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["export_traces", "--folder", str(tmp_path)])
+    with httpx.Client(base_url=f"http://127.0.0.1:{free_port()}") as nowhere:
+        monkeypatch.setattr(export_traces, "connect", lambda **_: reader(nowhere))
+        with pytest.raises(SystemExit) as stopped:
+            export_traces.main()
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    assert "Run the same command again" in said

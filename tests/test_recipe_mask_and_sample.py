@@ -1,14 +1,18 @@
 """A canary in each place from which text can leave, looked for in every byte that was sent."""
 
 import json
-import random
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from conftest import (
     KEYS,
@@ -19,8 +23,13 @@ from conftest import (
     stored_observations,
     stored_trees,
 )
+from langfuse.api.client import LangfuseAPI
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.trace import Status, StatusCode
 from recording_proxy import Sent, proxy_to
 
+import local_langfuse
 from recipes import mask_and_sample as recipe
 
 MODULE = ("-m", "recipes.mask_and_sample")
@@ -60,25 +69,30 @@ class Run:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> dict[str, Run]:
     desk = Desk(tmp_path_factory.mktemp("desk"), vocabulary)
-    keys = {"LANGFUSE_PUBLIC_KEY": KEYS[0], "LANGFUSE_SECRET_KEY": KEYS[1]}
-    found: dict[str, Run] = {}
-    with desk.serving() as client:
-        for mode in ("none", "langfuse", "gate", "broken"):
-            with proxy_to(str(client.base_url)) as proxy:
-                ran = desk.run(
-                    str(TESTS / "plant_canaries.py"),
-                    mode,
-                    **keys,
-                    PYTHONPATH=str(TOP),
-                    LANGFUSE_BASE_URL=proxy.url,
-                    OTEL_RESOURCE_ATTRIBUTES=f"service.owner={RESOURCE}",
-                )
-                assert ran.returncode == 0, ran.stderr
-                rows = stored_observations(client)
-                known = {row["traceId"] for run in found.values() for row in run.stored}
-                stored = [row for row in rows if row["traceId"] not in known]
-                found[mode] = Run(ran, proxy.sent, stored)
-    return found
+    return {mode: plant(desk, mode) for mode in ("none", "langfuse", "gate")}
+
+
+def plant(desk: Desk, mode: str) -> Run:
+    with serving(desk.folder / f"{mode}.db") as client, proxy_to(str(client.base_url)) as proxy:
+        ran = desk.run(
+            str(TESTS / "plant_canaries.py"),
+            mode,
+            LANGFUSE_PUBLIC_KEY=KEYS[0],
+            LANGFUSE_SECRET_KEY=KEYS[1],
+            PYTHONPATH=str(TOP),
+            LANGFUSE_BASE_URL=proxy.url,
+            OTEL_RESOURCE_ATTRIBUTES=f"service.owner={RESOURCE}",
+        )
+        assert ran.returncode == 0, ran.stderr
+        return Run(ran, proxy.sent, stored_observations(client))
+
+
+@contextmanager
+def serving(db: Path) -> Iterator[httpx.Client]:
+    server = local_langfuse.start(db)
+    with httpx.Client(base_url=server.base_url, auth=KEYS, trust_env=False) as client:
+        yield client
+    server.stop()
 
 
 def leaks(run: Run) -> set[str]:
@@ -115,14 +129,29 @@ def test_langfuse_s_own_hooks_do_not_reach_everything(runs: dict[str, Run]) -> N
     assert leaks(runs["langfuse"]) == BEYOND_THE_HOOKS
 
 
-def test_what_cannot_be_masked_is_withheld(runs: dict[str, Run]) -> None:
-    run = runs["broken"]
-    assert leaks(run) == set()
-    assert recipe.WITHHELD.encode() in run.bytes
-    assert {row["name"] for row in run.stored} == {recipe.WITHHELD}
-    assert len(run.stored) == len(runs["none"].stored)
+def test_what_is_nested_too_deeply_is_withheld(runs: dict[str, Run]) -> None:
     [deep] = [row for row in runs["gate"].stored if row["name"] == "deep"]
     assert deep["input"] == recipe.WITHHELD
+
+
+def test_where_the_masker_fails_everything_is_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(text: str, *_: Any) -> None:
+        raise LookupError(text)
+
+    monkeypatch.setattr(recipe, "mask", fail)
+    texts: dict[str, Any] = {"Ada": "Ada"}
+    tracer = TracerProvider(resource=Resource(texts)).get_tracer("library")
+    with tracer.start_as_current_span("Ada", attributes=texts) as span:
+        span.add_event("Ada", texts)
+        span.add_link(span.get_span_context(), texts)
+        span.set_status(Status(StatusCode.ERROR, "Ada"))
+    assert isinstance(span, ReadableSpan)
+    masked = recipe.masked_span(span)
+    assert span.to_json().count("Ada") == 11
+    assert "Ada" not in masked.to_json()
+    assert masked.to_json().count(recipe.WITHHELD) == 11
+    assert masked.context == span.context
+    assert recipe.masked_body([{"comment": "Ada"}]) == [{recipe.WITHHELD: recipe.WITHHELD}]
 
 
 def test_traces_stay_what_they_were(runs: dict[str, Run]) -> None:
@@ -142,7 +171,7 @@ def test_traces_stay_what_they_were(runs: dict[str, Run]) -> None:
     assert json.loads(call["arguments"])["to"].startswith("[email] and")
     users = {row["userId"] for row in masked}
     assert len(users) == 1
-    assert re.fullmatch(r"user-[0-9a-f]{16}", users.pop())
+    assert re.fullmatch(r"anon-[0-9a-f]{16}", users.pop())
 
 
 def is_json(text: str | None) -> bool:
@@ -211,33 +240,23 @@ def test_finds_personal_data(text: str, masked: str) -> None:
 def test_a_session_has_one_name_in_spans_and_scores() -> None:
     session = "chat-of-ada@example.com"
     in_a_span = recipe.masked_fields({"session.id": session})["session.id"]
-    [score] = recipe.masked_items([{"sessionId": session, "value": 1}])
+    [score] = recipe.masked_body([{"sessionId": session, "value": 1}])
     assert score == {"sessionId": in_a_span, "value": 1}
-    assert recipe.safe("chat-17", "session.id") == "chat-17"
 
 
 def test_an_id_is_no_number() -> None:
     ids = {"id": "4111111111111111", "traceId": "07768711268b44052da133e7d46fe758"}
-    assert recipe.masked_items([ids]) == [ids]
+    assert recipe.masked_body([ids]) == [ids]
     assert recipe.safe(f"see {ids['traceId']}") == f"see {ids['traceId']}"
-    assert recipe.masked_items({"id": "ada@example.com"}) == {"id": "[email]"}
-    assert recipe.masked_items({"input": {"id": ids["id"]}}) == {"input": {"id": "[card]"}}
+    assert recipe.masked_body({"id": "ada@example.com"}) == {"id": "[email]"}
+    assert recipe.masked_body({"id": "4111-1111-1111-1111"}) == {"id": "[card]"}
+    assert recipe.masked_body({"input": {"id": ids["id"]}}) == {"input": {"id": "[card]"}}
 
 
 def test_what_has_no_text_is_withheld() -> None:
     assert recipe.safe([b"ada@example.com"]) == recipe.WITHHELD
     assert recipe.safe(object()) == recipe.WITHHELD
     assert recipe.safe([None, True, 1, 0.5]) == [None, True, 1, 0.5]
-
-
-def test_an_estimate_is_right_nineteen_times_in_twenty() -> None:
-    right, rate, dice = 0, 0.25, random.Random(1)
-    for _ in range(200):
-        ids = (f"{dice.getrandbits(128):032x}" for _ in range(400))
-        stored = sum(recipe.is_kept(trace_id, rate) for trace_id in ids)
-        about, off = recipe.estimate(stored, rate)
-        right += abs(about - 400) <= off
-    assert 180 <= right < 200
 
 
 @dataclass
@@ -249,13 +268,14 @@ class Sampled:
     stored: list[dict[str, Any]]
     trees: list[Any]
     scores: list[dict[str, Any]]
+    counted: dict[str, int]  # by environment, from before the question was asked
 
 
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Sampled:
     desk = Desk(tmp_path_factory.mktemp("sampled"), vocabulary)
     ran = desk.run(*MODULE, PSEUDONYM_KEY=SECRET)  # with the stand-in inside the process
-    with desk.serving() as client:
+    with serving(desk.db) as client:
         scores: list[dict[str, Any]] = []
         query: dict[str, Any] = {"fields": "details,subject", "limit": 100}
         while True:
@@ -264,7 +284,14 @@ def sampled(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Sampl
             if "cursor" not in answer["meta"]:
                 break
             query["cursor"] = answer["meta"]["cursor"]
-        return Sampled(desk, ran, stored_observations(client), stored_trees(client), scores)
+        trees = stored_trees(client)
+        reader: Any = SimpleNamespace(
+            api=LangfuseAPI(base_url=str(client.base_url), httpx_client=client)
+        )
+        counted = recipe.count_stored(
+            reader, "observations", datetime.now(UTC) - timedelta(hours=1), 1
+        )
+        return Sampled(desk, ran, stored_observations(client), trees, scores, counted)
 
 
 def test_shows_what_it_stored(sampled: Sampled) -> None:
@@ -283,29 +310,25 @@ def test_shows_what_it_stored(sampled: Sampled) -> None:
 
 
 def test_a_user_keeps_the_pseudonym(sampled: Sampled, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PSEUDONYM_KEY", SECRET)
-    recipe.pseudonym_key.cache_clear()
+    other = recipe.pseudonym("ada@example.com")
+    monkeypatch.setattr(recipe, "PSEUDONYM_KEY", SECRET.encode())
     expected = recipe.pseudonym("ada@example.com")
-    recipe.pseudonym_key.cache_clear()
+    assert other != expected
     assert {row["userId"] for row in sampled.stored} == {"", expected}
     assert expected in sampled.ran.stdout
-    monkeypatch.delenv("PSEUDONYM_KEY")
-    assert recipe.pseudonym("ada@example.com") != expected
-    recipe.pseudonym_key.cache_clear()
 
 
 def test_counts_what_sampling_left(sampled: Sampled) -> None:
     visits = [row for row in sampled.stored if row["name"] == "greet-visitor"]
     scored = [row for row in sampled.scores if row["name"] == "stayed"]
-    assert 0 < len(visits) < recipe.VISITS
+    assert sum(sampled.counted.values()) == len(visits)
     assert {row["subject"]["traceId"] for row in scored} == {row["traceId"] for row in visits}
     assert all(recipe.is_kept(row["traceId"], recipe.SAMPLE_RATE) for row in sampled.stored)
-    made = {"production": 300, "staging": 100}
-    for environment, count in made.items():
+    for environment, made in recipe.VISITS.items():
         stored = sum(row["environment"] == environment for row in visits)
+        assert 0 < stored < made
         assert stored == sum(row["environment"] == environment for row in scored)
-        about, off = recipe.estimate(stored, recipe.SAMPLE_RATE)
-        numbers = rf"{environment} +{count} +{stored} +{stored} +{about} ± {off}"
+        numbers = rf"{environment} +{made} +{stored} +{stored} +about {stored * 4} "
         assert re.search(numbers, sampled.ran.stdout), (numbers, sampled.ran.stdout)
 
 
