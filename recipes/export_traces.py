@@ -266,7 +266,8 @@ def export_and_delete(langfuse: Langfuse, asked: argparse.Namespace) -> None:
         before = datetime.now(UTC) - timedelta(days=asked.delete_older_than)
         with waiting("Comparing the files with what is stored"):
             gone, kept = delete_old(langfuse, asked.folder, before, asked.yes)
-        show_result("old traces", f"{gone} {'deleted' if asked.yes else 'to delete; add --yes'}")
+        fate = "given to Langfuse to delete" if asked.yes else "would be deleted; add --yes"
+        show_result("old traces", f"{gone} {fate}")
         show_result("stay", f"{kept} old ones, which have grown or changed since the export")
     show_result("written", asked.folder.resolve())
 

@@ -295,10 +295,10 @@ def test_deletes_only_what_is_old_and_exported_as_it_is(story: Story) -> None:
     stays = {GROWING, JUST_YOUNGER, LATE, *RECENT, *grown}
     goes = {OLD, JUST_OLDER}
     assert story.left["export"] == {f"{number:032x}" for number in stays | goes}
-    assert re.search(r"old traces +5 to delete; add --yes", story.ran["export"].stdout)
+    assert re.search(r"old traces +5 would be deleted; add --yes", story.ran["export"].stdout)
     assert re.search(r"stay +0 ", story.ran["export"].stdout)
     assert story.left["delete"] == {f"{number:032x}" for number in stays}
-    assert re.search(r"old traces +2 deleted", story.ran["delete"].stdout)
+    assert re.search(r"old traces +2 given to Langfuse to delete", story.ran["delete"].stdout)
     assert re.search(r"stay +3 ", story.ran["delete"].stdout)
     scores = everything(story.client)[1]
     assert not any(row["id"] == f"of-{OLD}" for row in scores)
