@@ -5,10 +5,11 @@ import hashlib
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+import local_langfuse
 from common.settings import DEFAULTS, read_settings
 
 TOP = Path(__file__).resolve().parents[1]
@@ -58,6 +60,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def client_of(base_url: str) -> httpx.Client:
+    # There is no TLS here; without `verify` each client would load all certificates.
+    return httpx.Client(base_url=base_url, auth=KEYS, trust_env=False, timeout=20, verify=False)
+
+
 @dataclass
 class Desk:
     """A reader's desk: an empty environment, a database of its own, and a shell."""
@@ -89,7 +96,7 @@ class Desk:
             env=self.environment(**env),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,  # to end what hangs, not what a busy machine delays
             check=False,
         )
 
@@ -112,20 +119,43 @@ class Desk:
 
     @contextmanager
     def serving(self) -> Iterator[httpx.Client]:
-        """Serve this desk's database on its port, and yield a client with the keys."""
-        server = self.start_server()
-        url = f"http://127.0.0.1:{self.port}"
+        """Serve this desk's database on its port, and yield a client with the keys.
+
+        From a thread here: a process of its own would cost half a second each time, and
+        `start_server` is there for the tests that need one.
+        """
+        server = local_langfuse.start(self.db, self.port)
         try:
-            with httpx.Client(base_url=url, auth=KEYS, timeout=10, trust_env=False) as client:
+            with client_of(server.base_url) as client:
                 yield client
         finally:
-            server.terminate()
-            server.communicate(timeout=10)
+            server.stop()
 
 
 @pytest.fixture
 def desk(tmp_path: Path, vocabulary: Path) -> Desk:
     return Desk(tmp_path, vocabulary)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Serve one database to all tests of `local_langfuse`: its address and its file."""
+    db = tmp_path_factory.mktemp("server") / "langfuse.db"
+    running = local_langfuse.start(db)
+    yield running.base_url, db
+    running.stop()
+
+
+@pytest.fixture
+def client(server: tuple[str, Path]) -> Iterator[httpx.Client]:
+    """A client of a server in which nothing is stored."""
+    url, db = server
+    with closing(sqlite3.connect(db)) as connection, connection:
+        tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        for (table,) in tables.fetchall():
+            connection.execute(f"DELETE FROM {table}")
+    with client_of(url) as client:
+        yield client
 
 
 Tree = tuple[str, str, tuple[Any, ...]]  # name, type, children
@@ -181,13 +211,13 @@ def stored_trees(client: httpx.Client) -> list[Tree]:
     """Return all stored traces as trees, oldest first."""
     rows = stored_observations(client)
     known = {row["id"] for row in rows}
+    children: dict[str | None, list[dict[str, Any]]] = {}
+    for row in rows:
+        parent = row["parentObservationId"]
+        children.setdefault(parent if parent in known else None, []).append(row)
 
     def below(parent: str | None) -> tuple[Tree, ...]:
-        return tuple(
-            (row["name"], row["type"].lower(), below(row["id"]))
-            for row in rows
-            if (row["parentObservationId"] if row["parentObservationId"] in known else None)
-            == parent
-        )
+        nodes = children.get(parent, [])
+        return tuple((row["name"], row["type"].lower(), below(row["id"])) for row in nodes)
 
     return list(below(None))
