@@ -4,19 +4,22 @@ import gzip
 import hashlib
 import os
 import re
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 import local_langfuse
 from common.settings import DEFAULTS, read_settings
@@ -25,6 +28,26 @@ TOP = Path(__file__).resolve().parents[1]
 LESSONS = sorted(path.name for path in TOP.glob("[0-9][0-9]_*.py"))
 RECIPES = sorted(f"recipes/{path.name}" for path in TOP.glob("recipes/[a-z]*.py"))
 KEYS = ("pk-lf-local", "sk-lf-local")
+
+
+def scope_of(test: str) -> str:
+    """Return what a test shares runs and fixtures with: all of its lesson, or of its module."""
+    lesson = re.search(r"test_lesson_(\d)|\[0(\d)_", test)
+    return f"lesson {lesson[1] or lesson[2]}" if lesson else test.partition("::")[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Start three workers on two cores: a third of the time a test waits for something."""
+    cores = yield
+    return cores + (cores + 1) // 2
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each scope to one worker, which then runs it as if it were alone."""
+    scheduling = LoadScopeScheduling(config, log)
+    scheduling._split_scope = scope_of
+    return scheduling
 
 
 @pytest.fixture(autouse=True)
@@ -131,10 +154,64 @@ class Desk:
         finally:
             server.stop()
 
+    def copied_to(self, folder: Path) -> "Desk":
+        """Return another desk with all that lies on this one."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return Desk(folder, self.vocabulary)
+
+    def run_edited(
+        self, lesson: str, *edits: tuple[str, str], **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a copy of a lesson in which each text was replaced by another."""
+        source = (TOP / lesson).read_text()
+        for old, new in edits:
+            assert source.count(old) == 1, old
+            source = source.replace(old, new)
+        copy = self.folder / lesson
+        copy.write_text(source)
+        return self.run(str(copy), PYTHONPATH=str(TOP), **env)
+
 
 @pytest.fixture
 def desk(tmp_path: Path, vocabulary: Path) -> Desk:
     return Desk(tmp_path, vocabulary)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A lesson that has run, and the desk with what it stored: to look at, not to change."""
+
+    desk: Desk
+    process: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Callable[[str, int], Ran]:
+    """Run a lesson, the first or second time, once for all tests that ask what it left behind."""
+
+    @cache
+    def run(lesson: str, time: int) -> Ran:
+        folder = tmp_path_factory.mktemp("run")
+        if time == 1:
+            desk = Desk(folder, vocabulary)
+            return Ran(desk, desk.run(lesson))
+        desk = run(lesson, 1).desk.copied_to(folder)
+        with desk.serving():
+            return Ran(desk, desk.run(lesson, LOCAL_LANGFUSE_DB=str(folder / "unused.db")))
+
+    return run
+
+
+@pytest.fixture
+def first_run(lesson: str, runs: Callable[[str, int], Ran]) -> Ran:
+    """The lesson that the test module names, as a newcomer runs it."""
+    return runs(lesson, 1)
+
+
+@pytest.fixture
+def second_run(lesson: str, runs: Callable[[str, int], Ran]) -> Ran:
+    """The same lesson on what its first run stored, with a server there to be found."""
+    return runs(lesson, 2)
 
 
 @pytest.fixture(scope="session")
