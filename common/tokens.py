@@ -23,7 +23,7 @@ import tiktoken
 from common.pricing import undated
 
 FETCH_SECONDS = 2.0
-READ_SECONDS = 5.0  # from disk, on a machine that is busy
+READ_SECONDS = 20.0  # from disk, on a machine that is very busy
 TOKENS_PER_MESSAGE = 3
 TOKENS_PER_NAME = 1
 TOKENS_OF_PRIMING = 3

@@ -4,25 +4,50 @@ import gzip
 import hashlib
 import os
 import re
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+import local_langfuse
 from common.settings import DEFAULTS, read_settings
 
 TOP = Path(__file__).resolve().parents[1]
 LESSONS = sorted(path.name for path in TOP.glob("[0-9][0-9]_*.py"))
 RECIPES = sorted(f"recipes/{path.name}" for path in TOP.glob("recipes/[a-z]*.py"))
 KEYS = ("pk-lf-local", "sk-lf-local")
+
+
+def scope_of(test: str) -> str:
+    """Return what a test shares runs and fixtures with: all of its lesson, or of its module."""
+    lesson = re.search(r"test_lesson_(\d)|\[0(\d)_", test)
+    return f"lesson {lesson[1] or lesson[2]}" if lesson else test.partition("::")[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Start three workers on two cores: a third of the time a test waits for something."""
+    cores = yield
+    return cores + (cores + 1) // 2
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each scope to one worker, which then runs it as if it were alone."""
+    scheduling = LoadScopeScheduling(config, log)
+    scheduling._split_scope = scope_of
+    return scheduling
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +83,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def client_of(base_url: str) -> httpx.Client:
+    # There is no TLS here; without `verify` each client would load all certificates.
+    return httpx.Client(base_url=base_url, auth=KEYS, trust_env=False, timeout=20, verify=False)
+
+
 @dataclass
 class Desk:
     """A reader's desk: an empty environment, a database of its own, and a shell."""
@@ -89,7 +119,7 @@ class Desk:
             env=self.environment(**env),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,  # to end what hangs, not what a busy machine delays
             check=False,
         )
 
@@ -112,20 +142,97 @@ class Desk:
 
     @contextmanager
     def serving(self) -> Iterator[httpx.Client]:
-        """Serve this desk's database on its port, and yield a client with the keys."""
-        server = self.start_server()
-        url = f"http://127.0.0.1:{self.port}"
+        """Serve this desk's database on its port, and yield a client with the keys.
+
+        From a thread here: a process of its own would cost half a second each time, and
+        `start_server` is there for the tests that need one.
+        """
+        server = local_langfuse.start(self.db, self.port)
         try:
-            with httpx.Client(base_url=url, auth=KEYS, timeout=10, trust_env=False) as client:
+            with client_of(server.base_url) as client:
                 yield client
         finally:
-            server.terminate()
-            server.communicate(timeout=10)
+            server.stop()
+
+    def copied_to(self, folder: Path) -> "Desk":
+        """Return another desk with all that lies on this one."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return Desk(folder, self.vocabulary)
+
+    def run_edited(
+        self, lesson: str, *edits: tuple[str, str], **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a copy of a lesson in which each text was replaced by another."""
+        source = (TOP / lesson).read_text()
+        for old, new in edits:
+            assert source.count(old) == 1, old
+            source = source.replace(old, new)
+        copy = self.folder / lesson
+        copy.write_text(source)
+        return self.run(str(copy), PYTHONPATH=str(TOP), **env)
 
 
 @pytest.fixture
 def desk(tmp_path: Path, vocabulary: Path) -> Desk:
     return Desk(tmp_path, vocabulary)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A lesson that has run, and the desk with what it stored: to look at, not to change."""
+
+    desk: Desk
+    process: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Callable[[str, int], Ran]:
+    """Run a lesson, the first or second time, once for all tests that ask what it left behind."""
+
+    @cache
+    def run(lesson: str, time: int) -> Ran:
+        folder = tmp_path_factory.mktemp("run")
+        if time == 1:
+            desk = Desk(folder, vocabulary)
+            return Ran(desk, desk.run(lesson))
+        desk = run(lesson, 1).desk.copied_to(folder)
+        with desk.serving():
+            return Ran(desk, desk.run(lesson, LOCAL_LANGFUSE_DB=str(folder / "unused.db")))
+
+    return run
+
+
+@pytest.fixture
+def first_run(lesson: str, runs: Callable[[str, int], Ran]) -> Ran:
+    """The lesson that the test module names, as a newcomer runs it."""
+    return runs(lesson, 1)
+
+
+@pytest.fixture
+def second_run(lesson: str, runs: Callable[[str, int], Ran]) -> Ran:
+    """The same lesson on what its first run stored, with a server there to be found."""
+    return runs(lesson, 2)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Serve one database to all tests of `local_langfuse`: its address and its file."""
+    db = tmp_path_factory.mktemp("server") / "langfuse.db"
+    running = local_langfuse.start(db)
+    yield running.base_url, db
+    running.stop()
+
+
+@pytest.fixture
+def client(server: tuple[str, Path]) -> Iterator[httpx.Client]:
+    """A client of a server in which nothing is stored."""
+    url, db = server
+    with closing(sqlite3.connect(db)) as connection, connection:
+        tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        for (table,) in tables.fetchall():
+            connection.execute(f"DELETE FROM {table}")
+    with client_of(url) as client:
+        yield client
 
 
 Tree = tuple[str, str, tuple[Any, ...]]  # name, type, children
@@ -181,13 +288,13 @@ def stored_trees(client: httpx.Client) -> list[Tree]:
     """Return all stored traces as trees, oldest first."""
     rows = stored_observations(client)
     known = {row["id"] for row in rows}
+    children: dict[str | None, list[dict[str, Any]]] = {}
+    for row in rows:
+        parent = row["parentObservationId"]
+        children.setdefault(parent if parent in known else None, []).append(row)
 
     def below(parent: str | None) -> tuple[Tree, ...]:
-        return tuple(
-            (row["name"], row["type"].lower(), below(row["id"]))
-            for row in rows
-            if (row["parentObservationId"] if row["parentObservationId"] in known else None)
-            == parent
-        )
+        nodes = children.get(parent, [])
+        return tuple((row["name"], row["type"].lower(), below(row["id"])) for row in nodes)
 
     return list(below(None))

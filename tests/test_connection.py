@@ -3,6 +3,7 @@
 import importlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from conftest import KEYS, Desk, free_port
 from langfuse.api import LangfuseAPI
 
 lesson = importlib.import_module("01_langfuse_setup")
+TRUST = ssl.create_default_context()  # once: it loads all certificates
 Answer = tuple[int, dict[str, str], str]  # status, headers, body
 GOOD_HEALTH: Answer = (200, {}, json.dumps({"status": "OK", "version": "4.59.0"}))
 HTML: Answer = (200, {"Content-Type": "text/html"}, "<html>Please sign in</html>")
@@ -24,7 +26,7 @@ class Client:
     """As much of a Langfuse client as the check uses: the SDK's own API client."""
 
     def __init__(self, base_url: str) -> None:
-        self.http = httpx.Client(trust_env=False)
+        self.http = httpx.Client(trust_env=False, verify=TRUST)
         self.api = LangfuseAPI(
             base_url=base_url, username=KEYS[0], password=KEYS[1], httpx_client=self.http
         )
@@ -48,7 +50,8 @@ def serving(answers: dict[str, Answer]) -> Iterator[str]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # It looks whether it shall end only so often: by itself every half second.
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

@@ -1,8 +1,6 @@
 """Every lesson is run as a reader runs it, in each of the modes."""
 
 import re
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from conftest import (
     LESSONS,
     TOP,
     Desk,
+    Ran,
     drawn_trees,
     free_port,
     promised_trees,
@@ -22,23 +21,9 @@ from conftest import (
 REFUSING = str(Path(__file__).parent / "refuse_sockets")
 
 
-@pytest.fixture(params=LESSONS, scope="module")
+@pytest.fixture(params=LESSONS)
 def lesson(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@dataclass
-class Traced:
-    """A lesson that ran as a newcomer runs it, and where it stored what it did."""
-
-    desk: Desk
-    ran: subprocess.CompletedProcess[str]
-
-
-@pytest.fixture(scope="module")
-def traced(lesson: str, tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Traced:
-    desk = Desk(tmp_path_factory.mktemp("traced"), vocabulary)
-    return Traced(desk, desk.run(lesson))
 
 
 # With these words each lesson begins to read back what it stored.
@@ -54,16 +39,16 @@ def answers(output: str) -> str:
     return output[output.index("shoes") : end.start()]
 
 
-def test_shows_what_it_stored(lesson: str, traced: Traced) -> None:
-    assert (traced.ran.returncode, traced.ran.stderr) == (0, "")
-    with traced.desk.serving() as client:
+def test_shows_what_it_stored(lesson: str, first_run: Ran) -> None:
+    assert (first_run.process.returncode, first_run.process.stderr) == (0, "")
+    with first_run.desk.serving() as client:
         stored = stored_trees(client)
         assert sorted(stored) == sorted(promised_trees((TOP / lesson).read_text()))
-        assert len(drawn_trees(traced.ran.stdout)) > 0
-        for tree in drawn_trees(traced.ran.stdout):
+        assert len(drawn_trees(first_run.process.stdout)) > 0
+        for tree in drawn_trees(first_run.process.stdout):
             assert tree in stored
-        link = traced.ran.stdout.split()[-1]
-        assert f":{traced.desk.port}/project/local/traces/" in link
+        link = first_run.process.stdout.split()[-1]
+        assert f":{first_run.desk.port}/project/local/traces/" in link
         assert client.get(link).status_code == 200
         nodes = stored_observations(client)
         assert link.rpartition("/")[2] in {node["traceId"] for node in nodes}
@@ -95,18 +80,17 @@ def check_good_practice(node: dict[str, Any]) -> None:
             assert node["costDetails"] or node["model"] in UNPRICED, where
 
 
-def test_runs_twice_without_duplicates(lesson: str, desk: Desk) -> None:
-    first = desk.run(lesson)  # with the stand-in inside the process
-    with desk.serving() as local:
-        second = desk.run(lesson, LOCAL_LANGFUSE_DB=str(desk.folder / "unused.db"))
-        assert (second.returncode, second.stderr) == (0, "")
+def test_runs_twice_without_duplicates(lesson: str, first_run: Ran, second_run: Ran) -> None:
+    assert (second_run.process.returncode, second_run.process.stderr) == (0, "")
+    with second_run.desk.serving() as client:
         promised = promised_trees((TOP / lesson).read_text())
-        assert sorted(stored_trees(local)) == sorted(promised * 2)
-    assert answers(first.stdout) == answers(second.stdout)
-    assert not (desk.folder / "unused.db").exists(), "the running server was there to be used"
+        assert sorted(stored_trees(client)) == sorted(promised * 2)
+    assert answers(first_run.process.stdout) == answers(second_run.process.stdout)
+    unused = second_run.desk.folder / "unused.db"
+    assert not unused.exists(), "the running server was there to be used"
 
 
-def test_tracing_off_opens_no_socket(lesson: str, desk: Desk, traced: Traced) -> None:
+def test_tracing_off_opens_no_socket(lesson: str, desk: Desk, first_run: Ran) -> None:
     refused = desk.folder / "refused"
     ran = desk.run(
         lesson,
@@ -118,7 +102,7 @@ def test_tracing_off_opens_no_socket(lesson: str, desk: Desk, traced: Traced) ->
     assert (ran.returncode, ran.stderr) == (0, "")
     assert not refused.exists(), refused.read_text()
     assert not desk.db.exists()
-    for line in re.findall(r"^ {4,}\S.*", answers(traced.ran.stdout), flags=re.MULTILINE):
+    for line in re.findall(r"^ {4,}\S.*", answers(first_run.process.stdout), flags=re.MULTILINE):
         assert line in ran.stdout
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from conftest import KEYS, client_of
 from langfuse import Evaluation, Langfuse
 from langfuse._client.resource_manager import LangfuseResourceManager
 from langfuse.api import NotFoundError
@@ -17,10 +18,8 @@ from langfuse.experiment import LocalExperimentItem
 from langfuse.model import ChatPromptClient
 from opentelemetry.sdk.trace import TracerProvider
 from test_local_langfuse import (
-    KEYS,
     READ_SCORES,
     SCORES,
-    client_of,
     score,
     send,
     span,
@@ -38,14 +37,6 @@ SINCE = {"fromStartTime": "2020-01-01T00:00:00Z"}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    db = tmp_path_factory.mktemp("datasets") / "langfuse.db"
-    running = local_langfuse.start(db)
-    yield running.base_url, db
-    running.stop()
-
-
-@pytest.fixture(scope="module")
 def langfuse(server: tuple[str, Path]) -> Iterator[Langfuse]:
     LangfuseResourceManager.reset()  # a client that another test made would be used instead
     yield Langfuse(
@@ -55,19 +46,6 @@ def langfuse(server: tuple[str, Path]) -> Iterator[Langfuse]:
         tracer_provider=TracerProvider(),
     )
     LangfuseResourceManager.reset()
-
-
-@pytest.fixture
-def client(server: tuple[str, Path]) -> Iterator[httpx.Client]:
-    """A client of a server in which nothing is stored."""
-    url, db = server
-    connection = sqlite3.connect(db)
-    with connection:
-        for table in ("observations", "scores", "datasets", "dataset_items"):
-            connection.execute(f"DELETE FROM {table}")
-    connection.close()
-    with client_of(url) as client:
-        yield client
 
 
 # Through the SDK

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+from conftest import client_of
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 from starlette.datastructures import QueryParams
@@ -30,7 +31,6 @@ from local_langfuse.store import Store
 from local_langfuse.wire import Query
 
 TOP = Path(__file__).resolve().parents[1]
-KEYS = (local_langfuse.PUBLIC_KEY, local_langfuse.SECRET_KEY)
 SPANS = "/api/public/otel/v1/traces"
 OBSERVATIONS = "/api/public/v2/observations"
 SCORES = "/api/public/scores"
@@ -42,32 +42,6 @@ JSON = {"content-type": "application/json"}
 PROTOBUF = {"content-type": "application/x-protobuf"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 START = 1_795_198_770_000_000_000  # 2026-11-20T18:19:30Z, in nanoseconds
-
-
-def client_of(base_url: str) -> httpx.Client:
-    # There is no TLS here; without `verify` each client would load all certificates.
-    return httpx.Client(base_url=base_url, auth=KEYS, trust_env=False, timeout=20, verify=False)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    db = tmp_path_factory.mktemp("local_langfuse") / "langfuse.db"
-    running = local_langfuse.start(db)
-    yield running.base_url, db
-    running.stop()
-
-
-@pytest.fixture
-def client(server: tuple[str, Path]) -> Iterator[httpx.Client]:
-    """A client of a server in which nothing is stored."""
-    url, db = server
-    connection = sqlite3.connect(db)
-    with connection:
-        for table in ("observations", "scores", "models"):
-            connection.execute(f"DELETE FROM {table}")
-    connection.close()
-    with client_of(url) as client:
-        yield client
 
 
 def span(number: int = 1, **attributes: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from test_local_langfuse import SCORES, client_of, send
+from conftest import client_of
+from test_local_langfuse import SCORES, send
 
 import local_langfuse
 

@@ -1,8 +1,6 @@
 """Managed prompts of `local_langfuse`: versions, labels, names, and what is refused."""
 
 import json
-import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,34 +8,11 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from test_local_langfuse import client_of
+from conftest import client_of
 from test_local_langfuse import serve as serve_process
-
-import local_langfuse
 
 PROMPTS = "/api/public/v2/prompts"
 TEXT = {"name": "answer-question", "prompt": "Answer {{question}}"}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    db = tmp_path_factory.mktemp("prompts") / "langfuse.db"
-    running = local_langfuse.start(db)
-    yield running.base_url, db
-    running.stop()
-
-
-@pytest.fixture
-def client(server: tuple[str, Path]) -> Iterator[httpx.Client]:
-    """A client of a server in which no prompt is stored."""
-    url, db = server
-    connection = sqlite3.connect(db)
-    with connection:
-        connection.execute("DELETE FROM prompts")
-        connection.execute("DELETE FROM prompt_labels")
-    connection.close()
-    with client_of(url) as client:
-        yield client
 
 
 def create(client: httpx.Client, **more: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import LESSONS, RECIPES, TOP, Desk
+from conftest import LESSONS, RECIPES, TOP, Desk, Ran
 
 SOURCES = [
     path
@@ -101,7 +101,8 @@ def test_has_the_form_of_a_lesson(script: str) -> None:
     assert "print(" not in source
 
 
-def test_the_readme_draws_what_the_first_command_shows(desk: Desk) -> None:
+@pytest.mark.parametrize("lesson", LESSONS[:1])
+def test_the_readme_draws_what_the_first_command_shows(first_run: Ran) -> None:
     drawn = README.split("```text\n")[1].split("```")[0]
 
     def without_times(text: str) -> list[list[str]]:
@@ -111,7 +112,7 @@ def test_the_readme_draws_what_the_first_command_shows(desk: Desk) -> None:
             for line in text.splitlines()
         ]
 
-    output = desk.run("01_langfuse_setup.py").stdout
+    output = first_run.process.stdout
     end = output.rindex("  http")
     shown = "".join(output[:end].splitlines(keepends=True)[-drawn.count("\n") :])
     assert without_times(drawn) == without_times(shown)

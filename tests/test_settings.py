@@ -1,10 +1,12 @@
 """A mistake in the settings gets one line that names the variable and the fix."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import Desk
 
+from common.client import connect
 from common.settings import DEFAULTS, Setting, SettingsError, masked, read_settings
 
 CONNECT = ("-c", "from common.client import connect; connect()")
@@ -55,6 +57,7 @@ REFUSED: dict[str, tuple[dict[str, str], str, str]] = {  # settings, variable, p
     ),
     "a rate above 1": ({"LANGFUSE_SAMPLE_RATE": "50"}, "LANGFUSE_SAMPLE_RATE", "0 to 1"),
     "no number": ({"LANGFUSE_TIMEOUT": "5s"}, "LANGFUSE_TIMEOUT", "whole number"),
+    "a key as number": ({"LANGFUSE_TIMEOUT": SECRET}, "LANGFUSE_TIMEOUT", "whole number"),
     "capitals": (
         {"LANGFUSE_TRACING_ENVIRONMENT": "Production"},
         "LANGFUSE_TRACING_ENVIRONMENT",
@@ -66,15 +69,29 @@ REFUSED: dict[str, tuple[dict[str, str], str, str]] = {  # settings, variable, p
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_mistake_is_one_line_and_exit_2(case: str, desk: Desk) -> None:
+def test_a_mistake_is_one_line_and_exit_2(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     env, variable, fix = REFUSED[case]
-    ran = desk.run(*CONNECT, **env)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.count("\n") == 1, ran.stderr
-    assert ran.stderr.startswith(variable)
-    assert fix in ran.stderr
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # `connect` sets its own
+    with pytest.raises(SystemExit) as ended:
+        connect()
+    shown = capsys.readouterr()
+    assert (ended.value.code, shown.out) == (2, "")
+    assert shown.err.count("\n") == 1, shown.err
+    assert shown.err.startswith(variable)
+    assert fix in shown.err
     for secret in (PUBLIC, SECRET):
-        assert secret not in ran.stderr
+        assert secret not in shown.err
+
+
+def test_a_mistake_ends_a_program_with_this_line_alone(desk: Desk) -> None:
+    ran = desk.run(*CONNECT, LANGFUSE_PUBLIC_KEY=PUBLIC)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("LANGFUSE_SECRET_KEY")
+    assert ran.stderr.count("\n") == 1, ran.stderr
 
 
 def test_the_older_name_of_the_address_still_works(desk: Desk) -> None:
@@ -128,10 +145,15 @@ def test_a_short_key_shows_nothing_of_itself() -> None:
 
 
 def test_a_second_local_server_has_nothing_to_do(desk: Desk) -> None:
-    with desk.serving():
+    first = desk.start_server()
+    try:
         ran = desk.run("-m", "local_langfuse")
+    finally:
+        first.terminate()
+        first.communicate(timeout=10)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "Already running" in ran.stdout
+    assert desk.db.exists()
 
 
 def test_an_env_file_in_another_encoding_is_named(

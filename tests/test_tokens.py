@@ -1,12 +1,10 @@
 """Counts against the real vocabulary, and what happens where it cannot be had."""
 
-import gzip
 import hashlib
 import os
 import subprocess
 import sys
 import threading
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Never
 
@@ -58,23 +56,6 @@ PROSE = [
 ]
 
 
-def fill_cache(folder: Path, *names: str) -> Path:
-    """Write vocabularies where tiktoken looks for those it has fetched before."""
-    package = find_spec("bpe_openai")  # not imported: its code warns
-    assert package is not None
-    assert package.origin is not None
-    for name in names:
-        packed = Path(package.origin).parent / "data" / f"{name}.tiktoken.gz"
-        key = hashlib.sha1(f"{BLOBS}/{name}.tiktoken".encode()).hexdigest()
-        (folder / key).write_bytes(gzip.decompress(packed.read_bytes()))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fill_cache(tmp_path_factory.mktemp("vocabularies"), "o200k_base", "cl100k_base")
-
-
 @pytest.fixture
 def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo, for one test, what this process has loaded or given up."""
@@ -82,13 +63,18 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_vocabularies", tokens._Vocabularies())
 
 
+LOADED: dict[str, tiktoken.Encoding] = {}  # tiktoken's own, filled by the first tests
+
+
 @pytest.fixture
-def vocabulary(
-    cache: Path,
+def at_hand(
+    vocabulary: Path,
     undecided: None,  # noqa: ARG001 (it comes first)
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+    """Let tiktoken find the vocabularies, and keep what it has read of them."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(vocabulary))
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", LOADED)
 
 
 @pytest.fixture
@@ -107,7 +93,7 @@ def refused(
     return tmp_path
 
 
-@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.usefixtures("at_hand")
 @pytest.mark.parametrize(
     ("model", "encoding"),
     [
@@ -124,12 +110,12 @@ def test_count_is_that_of_the_models_vocabulary(model: str, encoding: str) -> No
     assert count_tokens(text, model) == TokenCount(expected, exact=True)
 
 
-@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.usefixtures("at_hand")
 def test_the_two_vocabularies_can_be_told_apart() -> None:
     assert count_tokens(GREEK, "gpt-4o") != count_tokens(GREEK, "gpt-4-turbo")
 
 
-@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.usefixtures("at_hand")
 def test_a_newer_gpt_is_counted_with_the_latest_vocabulary_as_an_estimate() -> None:
     known = count_tokens(PROSE[0], "gpt-4o")
     assert count_tokens(PROSE[0], "gpt-9") == TokenCount(known.tokens, exact=False)
@@ -143,7 +129,7 @@ def test_other_models_are_estimated_and_fetch_nothing(monkeypatch: pytest.Monkey
     assert tokens._vocabularies._loaded == {}
 
 
-@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.usefixtures("at_hand")
 @pytest.mark.parametrize("text", ["<|endoftext|>", "<|fim_prefix|> and <|endofprompt|>"])
 def test_special_tokens_are_text(text: str) -> None:
     count = count_tokens(text, "gpt-4o")
@@ -151,12 +137,12 @@ def test_special_tokens_are_text(text: str) -> None:
     assert count.tokens > 3
 
 
-@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.usefixtures("at_hand")
 def test_nothing_is_no_token() -> None:
     assert count_tokens("", "gpt-4o").tokens == count_tokens("", "claude-x").tokens == 0
 
 
-@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.usefixtures("at_hand")
 def test_a_chat_costs_its_texts_and_the_documented_overhead() -> None:
     messages = [
         {"role": "system", "content": "Answer briefly."},
@@ -168,7 +154,7 @@ def test_a_chat_costs_its_texts_and_the_documented_overhead() -> None:
     assert count_message_tokens(messages, "gpt-4o") == TokenCount(expected, exact=True)
 
 
-@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.usefixtures("at_hand")
 def test_parts_of_text_count_like_the_text_and_images_make_an_estimate() -> None:
     whole = count_message_tokens([{"role": "user", "content": "What is this?"}], "gpt-4o")
     text = {"type": "text", "text": "What is this?"}
@@ -179,7 +165,7 @@ def test_parts_of_text_count_like_the_text_and_images_make_an_estimate() -> None
     assert count_message_tokens(seen, "gpt-4o") == TokenCount(whole.tokens, exact=False)
 
 
-@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.usefixtures("at_hand")
 def test_tool_calls_without_content_are_counted_as_an_estimate() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     bare: dict[str, Any] = {"role": "assistant", "content": None}
@@ -190,7 +176,7 @@ def test_tool_calls_without_content_are_counted_as_an_estimate() -> None:
     assert count.tokens > without.tokens + 5
 
 
-@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.usefixtures("at_hand")
 @pytest.mark.parametrize("model", ["gpt-4o", "gpt-4-turbo"])
 def test_the_estimate_is_as_good_as_its_docstring_says(model: str) -> None:
     errors = [
@@ -214,8 +200,11 @@ def test_a_refused_download_gives_an_estimate(refused: Path) -> None:
     assert list(refused.iterdir()) == []
 
 
-def test_a_refused_download_does_not_spoil_a_vocabulary_at_hand(refused: Path) -> None:
-    fill_cache(refused, "cl100k_base")
+def test_a_refused_download_does_not_spoil_a_vocabulary_at_hand(
+    refused: Path, vocabulary: Path
+) -> None:
+    name = hashlib.sha1(f"{BLOBS}/cl100k_base.tiktoken".encode()).hexdigest()
+    (refused / name).write_bytes((vocabulary / name).read_bytes())
     assert not count_tokens("hello", "gpt-4o").exact
     assert count_tokens("hello", "gpt-4-turbo").exact
 
@@ -230,7 +219,7 @@ def test_a_page_in_place_of_the_vocabulary_gives_an_estimate(
     assert list(refused.iterdir()) == []
 
 
-@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.usefixtures("at_hand")
 def test_a_late_vocabulary_does_not_change_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     real, release, done = tiktoken.get_encoding, threading.Event(), threading.Event()
 
@@ -242,8 +231,7 @@ def test_a_late_vocabulary_does_not_change_the_counts(monkeypatch: pytest.Monkey
             done.set()
 
     monkeypatch.setattr(tiktoken, "get_encoding", slow)
-    monkeypatch.setattr(tokens, "FETCH_SECONDS", 0.05)
-    monkeypatch.setattr(tokens, "_vocabularies", tokens._Vocabularies())
+    monkeypatch.setattr(tokens, "READ_SECONDS", 0.05)
     before = count_tokens("antidisestablishmentarianism", "gpt-4o")
     release.set()
     assert done.wait(30)
