@@ -1,21 +1,15 @@
 """Watch tokens, cost, latency, errors and scores from Prometheus.
 
-Langfuse knows what each call has cost, and Prometheus is where your alerts are. What stands
-between them must count each call once, also one that is stored late, also after a crash;
-and a cost that nobody knows is not 0.
+Langfuse knows what each call has cost, but your alerts are in Prometheus. What lies between
+must count each call once, also a late one, also after a crash; and an unknown cost is not 0.
 
 Run it:
 
-    python -m recipes.prometheus_exporter
     python -m recipes.prometheus_exporter --once
+    python -m recipes.prometheus_exporter
 
-The second prints the numbers and ends. Prometheus reads the first with these lines:
-
-    scrape_configs:
-      - job_name: langfuse
-        static_configs: [{targets: ["127.0.0.1:9464"]}]
-
-Two questions to ask there: USD an hour by model, and the mean of each score over a day.
+The first prints the numbers and ends. The second serves them: give Prometheus the target
+127.0.0.1:9464, and ask it for USD an hour by model, or the mean of each score over a day:
 
     sum by (model) (rate(langfuse_cost_usd_total[5m])) * 3600
     delta(langfuse_score_sum[1d]) / increase(langfuse_scores_total[1d])
@@ -24,14 +18,10 @@ Try next: kill it with `kill -9`, run lesson 4, start it again, and look for `sh
 `langfuse_calls_without_cost_total`: as many as the lesson printed, and no more.
 """
 
-import argparse
-import io
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -42,36 +32,29 @@ from langfuse import Langfuse
 from langfuse.api import ObservationV2
 from langfuse.api.core import ApiError
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from common.client import connect, tracing_is_on
 from common.console import Arguments, fail, show_line
 from common.settings import TOP, read_settings
 
 HOST = "127.0.0.1"
-# Upper bounds in seconds. With other ones a new state file must begin.
+LATENESS = timedelta(hours=1)  # what is stored later than this after its end is not counted
+DAY = timedelta(days=1)  # what the first round reads, and the longest that a call may take
+# Upper bounds in seconds; with other ones the counting must begin anew.
 BUCKETS = ["0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10", "30", "60", "120", "+Inf"]
-MAX_NAMES = 100  # of models, of kinds of tokens, of scores: Prometheus keeps a series for each
-LONGEST = timedelta(days=1)  # an observation that ran for longer is not found
-FIRST_ROUND = timedelta(days=1)  # how far back it reads, with no state to go on from
-COUNTERS = {
-    "langfuse_calls": (["type", "model"], "Observations that ended; those of a model name it."),
-    "langfuse_errors": (["type", "model"], "Observations that ended with level ERROR."),
-    "langfuse_tokens": (["model", "direction"], "Tokens by usage bucket, such as input."),
-    "langfuse_cost_usd": (["model"], "Cost in USD of the calls that have a price."),
-    "langfuse_calls_without_cost": (["model"], "Calls whose cost is unknown, which is not 0."),
-    "langfuse_scores": (["name"], "Scores that are a number, or yes (1) or no (0)."),
-}
-HISTOGRAMS = {
-    "langfuse_latency_seconds": (["type", "model"], "From the start to the end."),
-    "langfuse_time_to_first_token_seconds": (["model"], "From the start to the first token."),
+METRICS = {
+    "langfuse_calls": ("counter", "Observations that ended; those of a model name it."),
+    "langfuse_errors": ("counter", "Observations that ended with level ERROR."),
+    "langfuse_tokens": ("counter", "Tokens by direction, such as input, output."),
+    "langfuse_cost_usd": ("counter", "Cost in USD of the calls that have a price."),
+    "langfuse_calls_without_cost": ("counter", "Calls whose cost is unknown, which is not 0."),
+    "langfuse_latency_seconds": ("histogram", "From the start to the end."),
+    "langfuse_time_to_first_token_seconds": ("histogram", "From the start to the first token."),
+    "langfuse_scores": ("counter", "Scores that are a number, or yes (1) or no (0)."),
+    "langfuse_score_sum": ("gauge", "Sum of these scores; divided by their count, the mean."),
 }
 
 
@@ -82,39 +65,23 @@ HISTOGRAMS = {
 # whenever the process is killed, the file holds all of one round and nothing of the next.
 
 
-class CannotRunError(ValueError):
-    """What makes it impossible to go on, and what to do: one line."""
-
-
 class State(BaseModel, extra="forbid"):
-    """All that must survive a restart. Times are whole Unix seconds."""
+    """All that must survive a restart."""
 
-    buckets: list[str]  # what the histograms are counted with
-    since: int  # the next round reads what ended, or was scored, from here on
-    seen: dict[str, int] = {}  # the observations from here on that are counted, and their end
-    scored: dict[str, tuple[int, Decimal]] = {}  # the same of scores: their time and value
-    project: str = ""  # whose numbers these are, once there are any
-    names: dict[str, set[str]] = {}  # the label values in use, by label
-    numbers: dict[str, dict[str, Decimal]] = {}  # by metric, then by label values as JSON
-    durations: dict[str, dict[str, list[Decimal]]] = {}  # one number a bucket, then the sum
+    since: datetime  # the next round reads what ended, or was scored, from here on
+    ended: dict[str, datetime] = {}  # of those, the observations that are counted: their end
+    scored: dict[str, tuple[datetime, Decimal]] = {}  # and the scores: their time and value
+    numbers: dict[str, dict[str, Decimal]] = {}  # by metric, then by sample and labels as JSON
+    buckets: list[str] = BUCKETS  # what the histograms were counted with
 
 
 def load_state(path: Path) -> State:
-    """Return what the file holds; without a file, a state with nothing counted yet.
-
-    Raises CannotRunError for a file that is damaged, or that another version wrote.
-    """
+    """Return what the file holds, or an empty state; raises ValueError if it is damaged."""
     if not path.exists():
-        return State(buckets=BUCKETS, since=int(time.time() - FIRST_ROUND.total_seconds()))
-    try:
-        state = State.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise CannotRunError(
-            f"{path} is damaged, or written by another version: restore it, or choose another "
-            "file with --state."
-        ) from error
+        return State(since=datetime.now(UTC) - DAY)
+    state = State.model_validate_json(path.read_bytes())
     if state.buckets != BUCKETS:
-        raise CannotRunError(f"{path} was counted with other BUCKETS: choose another with --state.")
+        raise ValueError(f"other buckets: {state.buckets}")
     return state
 
 
@@ -133,7 +100,7 @@ def save_state(path: Path, state: State) -> None:
 #
 # An observation reaches Langfuse after its end, not after its start. Asking by end time
 # finds a call that took an hour, and leaves out what still runs. Some are stored late, so
-# each round reads the last hour again, and passes over what it has seen.
+# each round reads the last hour again, and passes over what is counted.
 
 
 def read_pages(get_page: Callable[..., Any], **wanted: Any) -> Iterator[Any]:
@@ -142,60 +109,45 @@ def read_pages(get_page: Callable[..., Any], **wanted: Any) -> Iterator[Any]:
     while True:
         page = get_page(cursor=cursor, **wanted)
         yield from page.data
-        cursor = page.meta.cursor
-        if cursor is None:
+        if not (cursor := page.meta.cursor):
             return
 
 
-def read_new(langfuse: Langfuse, since: int) -> Iterator[Any]:
-    """Yield the observations that ended at `since` (Unix seconds) or later, then the scores.
+def read_observations(langfuse: Langfuse, since: datetime) -> Iterator[ObservationV2]:
+    """Return the observations that ended at this time or later.
 
-    In Langfuse: the table of observations with a filter on end time; the table of scores.
-    Scores that are a category or a text have no mean, and are left out.
+    In Langfuse: the table of observations with a filter on end time.
     """
-    start = datetime.fromtimestamp(since, UTC)
-    bounds = {"endTime": start, "startTime": start - LONGEST}
     conditions = [
         {"type": "datetime", "column": column, "operator": ">=", "value": bound.isoformat()}
-        for column, bound in bounds.items()
+        # The bound on the start spares Langfuse from searching all that it has.
+        for column, bound in (("endTime", since), ("startTime", since - DAY))
     ]
-    fields, wanted = "core,basic,model,usage,metrics", json.dumps(conditions)
-    get_many = langfuse.api.observations.get_many
-    yield from read_pages(get_many, filter=wanted, fields=fields, limit=1000)
-    numbers = {"data_type": "NUMERIC,BOOLEAN", "from_timestamp": start}
-    yield from read_pages(langfuse.api.scores.get_many, **numbers, limit=100)
+    get_many, fields = langfuse.api.observations.get_many, "core,basic,model,usage,metrics"
+    return read_pages(get_many, filter=json.dumps(conditions), fields=fields, limit=1000)
 
 
 # %% 3. Count each of them once
 #
-# Amounts are Decimal, so that a million small costs add up to what they are. Names come
-# from traces: whoever sends one can invent a thousand. Beyond MAX_NAMES they are `other`.
+# Prometheus reads totals that only grow: they are kept here under the names that it will see,
+# and as Decimal, so that a million small costs add up to what they are.
 
 
-def label(state: State, kind: str, text: str) -> str:
-    """Return a name as a label value: at most 100 characters, each of them printable."""
-    name = "".join(character if character.isprintable() else "?" for character in text[:100])
-    known = state.names.setdefault(kind, set())
-    if name not in known and len(known) >= MAX_NAMES:
-        return "other"
-    known.add(name)
-    return name
-
-
-def add(state: State, metric: str, labels: list[str], amount: Decimal | int = 1) -> None:
-    """Add an amount to the number of a metric that has these label values."""
-    series = state.numbers.setdefault(metric, {})
-    key = json.dumps(labels)
+def add(
+    state: State, name: str, labels: dict[str, str], amount: Decimal | int = 1, part: str = "_total"
+) -> None:
+    """Add an amount to the number that the metric of this name has for these labels."""
+    series = state.numbers.setdefault(name, {})
+    key = json.dumps([name + part, labels])
     series[key] = series.get(key, Decimal(0)) + amount
 
 
-def add_duration(state: State, metric: str, labels: list[str], seconds: float) -> None:
+def add_duration(state: State, name: str, labels: dict[str, str], seconds: float) -> None:
     """Enter seconds into a histogram: each bucket counts what is not above its bound."""
-    series = state.durations.setdefault(metric, {})
-    key = json.dumps(labels)
-    counts = [*(Decimal(seconds <= float(bound)) for bound in BUCKETS), Decimal(str(seconds))]
-    before = series.get(key, [Decimal(0)] * len(counts))
-    series[key] = [old + new for old, new in zip(before, counts, strict=True)]
+    for bound in BUCKETS:
+        add(state, name, labels | {"le": bound}, int(seconds <= float(bound)), "_bucket")
+    add(state, name, labels, 1, "_count")
+    add(state, name, labels, Decimal(str(seconds)), "_sum")
 
 
 def count_observation(state: State, node: ObservationV2) -> None:
@@ -205,176 +157,123 @@ def count_observation(state: State, node: ObservationV2) -> None:
     without a stored cost is one whose cost is unknown.
     """
     key = f"{node.trace_id}/{node.id}"
-    if key in state.seen or node.end_time is None:
+    if key in state.ended or node.end_time is None:
         return
-    state.seen[key] = int(node.end_time.timestamp())
-    model = label(state, "model", node.model or "")
-    where = [node.type.lower(), model]
-    add(state, "langfuse_calls", where)
-    add(state, "langfuse_errors", where, int(node.level == "ERROR"))
-    add_duration(state, "langfuse_latency_seconds", where, node.latency or 0)
-    if node.time_to_first_token is not None:
-        waited = node.time_to_first_token
-        add_duration(state, "langfuse_time_to_first_token_seconds", [model], waited)
+    state.ended[key] = node.end_time
+    model = {"model": node.model or ""}
+    labels = {"type": node.type.lower(), **model}
+    add(state, "langfuse_calls", labels)
+    add(state, "langfuse_errors", labels, int(node.level == "ERROR"))
+    add_duration(state, "langfuse_latency_seconds", labels, node.latency or 0)
+    if (waited := node.time_to_first_token) is not None:
+        add_duration(state, "langfuse_time_to_first_token_seconds", model, waited)
     usage, cost = node.usage_details or {}, (node.cost_details or {}).get("total")
-    for bucket, tokens in usage.items():
-        if bucket != "total" or len(usage) == 1:  # beside its parts it would count them twice
-            add(state, "langfuse_tokens", [model, label(state, "direction", bucket)], tokens)
+    for direction, tokens in usage.items():
+        if direction != "total" or len(usage) == 1:  # beside its parts it would count them twice
+            add(state, "langfuse_tokens", {**model, "direction": direction}, tokens)
     if cost is not None:
-        add(state, "langfuse_cost_usd", [model], Decimal(str(cost)))
+        add(state, "langfuse_cost_usd", model, Decimal(str(cost)))
     elif node.type in ("GENERATION", "EMBEDDING") and (usage or node.level != "ERROR"):
-        add(state, "langfuse_calls_without_cost", [model])
+        add(state, "langfuse_calls_without_cost", model)
 
 
 def count_score(state: State, score: Any) -> None:
     """Enter a score; one that was changed since then replaces its old value."""
-    name, value = label(state, "name", score.name), Decimal(str(float(score.value)))
-    _, before = state.scored.get(score.id, (0, Decimal(0)))
-    add(state, "langfuse_scores", [name], int(score.id not in state.scored))
-    add(state, "langfuse_score_sum", [name], value - before)
-    state.scored[score.id] = int(score.timestamp.timestamp()), value
+    name, value = {"name": score.name}, Decimal(str(float(score.value)))
+    _, before = state.scored.get(score.id, (None, Decimal(0)))
+    add(state, "langfuse_scores", name, int(score.id not in state.scored))
+    add(state, "langfuse_score_sum", name, value - before, part="")
+    state.scored[score.id] = score.timestamp, value
 
 
 # %% 4. Take a round
 #
 # A round that fails half-way must leave nothing behind, so it counts in a copy. What ended
-# before the window is forgotten, and never asked for again. That is the limit: what is
-# stored later than `--lateness` after its end is not counted.
+# more than LATENESS ago is never asked for again, and need not be remembered.
 
 
-def take_round(langfuse: Langfuse, state: State, lateness: float) -> State:
-    """Return a state in which all that is new is counted; `lateness` is in seconds.
-
-    Raises CannotRunError when the state counts another project than the keys open.
-    """
-    began, new = time.time(), state.model_copy(deep=True)
-    for row in read_new(langfuse, state.since):
-        new.project = new.project or row.project_id
-        if new.project != row.project_id:
-            raise CannotRunError(
-                f"The state counts project {new.project}, and the keys open {row.project_id}: "
-                "choose another file with --state."
-            )
-        (count_observation if isinstance(row, ObservationV2) else count_score)(new, row)
-    # Never back, also when --lateness has grown: what ended before is forgotten.
-    new.since = max(state.since, int(began - lateness))
-    new.seen = {key: ended for key, ended in new.seen.items() if ended >= new.since}
+def take_round(langfuse: Langfuse, state: State) -> State:
+    """Return a state in which all that is new is counted, too."""
+    # Whole seconds: a finer time might be rounded on its way, and a call be counted twice.
+    began, new = datetime.now(UTC).replace(microsecond=0), state.model_copy(deep=True)
+    for node in read_observations(langfuse, state.since):
+        count_observation(new, node)
+    wanted = {"data_type": "NUMERIC,BOOLEAN", "from_timestamp": state.since}
+    for score in read_pages(langfuse.api.scores.get_many, **wanted, limit=100):
+        count_score(new, score)
+    new.since = max(state.since, began - LATENESS)  # never back to what is forgotten
+    new.ended = {key: end for key, end in new.ended.items() if end >= new.since}
     new.scored = {key: score for key, score in new.scored.items() if score[0] >= new.since}
     return new
 
 
 # %% 5. Show it to Prometheus
 #
-# What is shown is what was saved. While Langfuse is down the last numbers stay, and two
-# metrics of the exporter itself say that they are old.
-
-
-def metrics_of(state: State) -> list[Metric]:
-    """Return the numbers of a state as prometheus_client writes them out."""
-    found: list[Metric] = []
-    for name, (labels, text) in COUNTERS.items():
-        counter = CounterMetricFamily(name, text, labels=labels)
-        for key, number in state.numbers.get(name, {}).items():
-            counter.add_metric(json.loads(key), float(number))
-        found.append(counter)
-    for name, (labels, text) in HISTOGRAMS.items():
-        histogram = HistogramMetricFamily(name, text, labels=labels)
-        for key, (*counts, seconds) in state.durations.get(name, {}).items():
-            buckets = list(zip(BUCKETS, map(float, counts), strict=True))
-            histogram.add_metric(json.loads(key), buckets, float(seconds))
-        found.append(histogram)
-    total = GaugeMetricFamily("langfuse_score_sum", "Sum of the scores.", labels=["name"])
-    mean = GaugeMetricFamily("langfuse_score_mean", "Mean of all scores so far.", labels=["name"])
-    for key, number in state.numbers.get("langfuse_score_sum", {}).items():
-        total.add_metric(json.loads(key), float(number))
-        mean.add_metric(json.loads(key), float(number / state.numbers["langfuse_scores"][key]))
-    return [*found, total, mean]
+# What is shown is what was saved. While Langfuse is down the last numbers stay, and a
+# metric of the exporter itself says that they are old.
 
 
 class Exporter(Collector):
     """Takes rounds, and shows the last one that was saved."""
 
     def __init__(self, path: Path) -> None:
-        """Begin with what the file holds; raises CannotRunError where it cannot be used."""
-        self.path, self.state = path, load_state(path)
-        self.shown, self.is_up, self.failed = metrics_of(self.state), False, 0
+        """Begin with what the file holds."""
+        self.path, self.state, self.is_up = path, load_state(path), False
 
     def collect(self) -> Iterable[Metric]:
         """Return what Prometheus reads at this moment."""
-        up = GaugeMetricFamily("langfuse_exporter_up", "1 if the last round worked.", self.is_up)
-        name, text = "langfuse_exporter_failed_rounds", "Rounds that failed since the start."
-        return [*self.shown, up, CounterMetricFamily(name, text, self.failed)]
+        numbers = self.state.numbers  # those of one round, also when the next one ends now
+        for name, (kind, text) in METRICS.items():
+            metric = Metric(name, text, kind)
+            for key, number in numbers.get(name, {}).items():
+                sample, labels = json.loads(key)
+                metric.add_sample(sample, labels, float(number))
+            yield metric
+        yield GaugeMetricFamily("langfuse_exporter_up", "1 if the last round worked.", self.is_up)
 
-    def try_round(self, langfuse: Langfuse, lateness: float) -> str:
+    def try_round(self, langfuse: Langfuse) -> str:
         """Take a round, save it, then show it; return why that failed, or an empty text."""
         try:
-            state = take_round(langfuse, self.state, lateness)
+            state = take_round(langfuse, self.state)
             save_state(self.path, state)
         except (httpx.HTTPError, ApiError, OSError) as error:
-            self.is_up, self.failed = False, self.failed + 1
-            said = (
-                f"Langfuse answered {error.status_code}" if isinstance(error, ApiError) else error
-            )
-            return f"Nothing is counted in this round: {said}"
-        self.state, self.shown, self.is_up = state, metrics_of(state), True
+            self.is_up = False
+            answered = isinstance(error, ApiError) and f"Langfuse answered {error.status_code}"
+            return f"Nothing is counted in this round: {answered or error}"
+        self.state, self.is_up = state, True
         return ""
-
-
-def serve(registry: CollectorRegistry, port: int) -> str:
-    """Serve the metrics to this machine alone, from a thread, and return their address."""
-    try:
-        server, _ = start_http_server(port, HOST, registry)
-    except (OSError, OverflowError) as error:
-        raise CannotRunError(
-            f"Cannot listen on port {port} ({error}): choose another with --port."
-        ) from error
-    return f"http://{HOST}:{server.server_port}/metrics"
-
-
-def seconds(text: str) -> float:
-    """Return a number of seconds above 0; argparse names this function in its message."""
-    if not 0 < float(text) < 1e9:
-        raise ValueError(text)
-    return float(text)
-
-
-def read_options() -> argparse.Namespace:
-    """Return the options of the command line."""
-    add_option = (parser := Arguments(prog="python -m recipes.prometheus_exporter")).add_argument
-    add_option("--once", action="store_true", help="take one round, print the numbers, and end")
-    add_option("--port", type=int, default=9464, help="default: %(default)s; 0 takes a free one")
-    add_option("--every", type=seconds, default=15, help="seconds between rounds (%(default)s)")
-    late = "how many seconds after its end a call that is stored late still counts (%(default)s)"
-    add_option("--lateness", type=seconds, default=3600, help=late)
-    add_option("--state", type=Path, help="default: prometheus.json beside the local database")
-    return parser.parse_args()
 
 
 def main() -> None:
     """Connect, go on from what was counted, and take one round after another."""
-    options, said, registry = read_options(), io.StringIO(), CollectorRegistry()
-    with redirect_stdout(said):
-        langfuse = connect(asks_model=False)
-    for line in said.getvalue().splitlines():
-        show_line(f"# {line}" if options.once else line)  # to Prometheus a comment
+    parser = Arguments(prog="python -m recipes.prometheus_exporter")
+    parser.add_argument("--once", action="store_true", help="print the numbers, and end")
+    parser.add_argument("--port", type=int, default=9464, help="default: %(default)s; 0: any free")
+    parser.add_argument("--every", type=float, default=15, help="seconds between two rounds")
+    options = parser.parse_args()
+    langfuse, registry = connect(asks_model=False), CollectorRegistry()
     if not tracing_is_on():
         fail("Tracing is off, and nothing can be read: unset LANGFUSE_TRACING_ENABLED.", 2)
-    beside = TOP / read_settings()["LOCAL_LANGFUSE_DB"].value
+    # Named after the key that opens the project, so that two projects are never mixed.
+    name = f"prometheus-{os.environ['LANGFUSE_PUBLIC_KEY']}.json"
+    path = (TOP / read_settings()["LOCAL_LANGFUSE_DB"].value).with_name(name)
     try:
-        exporter = Exporter(options.state or beside.with_name("prometheus.json"))
-        registry.register(exporter)
+        registry.register(exporter := Exporter(path))
         if not options.once:
-            show_line(f"Metrics are on {serve(registry, options.port)} until Ctrl-C.")
-        while True:
-            problem = exporter.try_round(langfuse, options.lateness)
-            if options.once:
-                show_line(generate_latest(registry).decode().rstrip())
-                return fail(problem, 1) if problem else None
-            if problem:
-                show_line(problem, "red")
-            threading.Event().wait(options.every)
-    except CannotRunError as error:
-        fail(str(error), 2)
+            server, _ = start_http_server(options.port, HOST, registry)
+            show_line(f"Metrics are on http://{HOST}:{server.server_port}/metrics until Ctrl-C.")
+    except ValueError:
+        fail(f"{path} is damaged, or has other BUCKETS: restore it, or delete it to begin anew.", 2)
+    except (OSError, OverflowError) as error:
+        fail(f"Cannot start ({error}): if the port is in use, choose another with --port.", 2)
+    while True:
+        problem = exporter.try_round(langfuse)
+        if options.once:
+            show_line(generate_latest(registry).decode().rstrip())
+            return fail(problem, 1) if problem else None
+        if problem:
+            show_line(problem, "red")
+        threading.Event().wait(options.every)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,18 +12,21 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from conftest import KEYS, Desk, free_port
+from langfuse.api import LangfuseAPI
 
 from local_langfuse import start
-from recipes.budget_alert import deliver, plain, read_options
+from recipes import budget_alert
+from recipes.budget_alert import deliver, hint, main, parse_period
 
 REFUSING = str(Path(__file__).parent / "refuse_sockets")
 RECIPE = ("-m", "recipes.budget_alert")
-LOUD = "<!channel> & co\n"  # a user's name, as a trace may have it
+LOUD = "<!channel> & co\n"  # a model's name, as a trace may have it
 SECRET = "T0/B1/s3cr3t"
 
 
@@ -76,18 +79,15 @@ def span(number: int, seconds: float = 2, ended_ago: float = 600, **own: Any) ->
 
 
 def cents(number: int, usd: float = 0.01, ended_ago: float = 600) -> dict[str, Any]:
-    """Return a call that has cost so much; ten are of one user, five of one team."""
-    own: dict[str, Any] = {"user.id": LOUD if number <= 10 else "bob"}
-    if number <= 5:
-        own["langfuse.trace.tags"] = ["vip", "team:sales"]
-    return span(number, ended_ago=ended_ago, observed={"cost_details": {"total": usd}}, **own)
+    """Return a call that has cost so much."""
+    return span(number, ended_ago=ended_ago, observed={"cost_details": {"total": usd}})
 
 
 FAILED = {"level": "ERROR"}
 SPANS = [
     *(cents(number) for number in range(1, 19)),
     cents(19, usd=0.0100001),
-    span(20, observed={"model.name": "<own>", "usage_details": {"input": 5}}),  # no price
+    span(20, observed={"model.name": LOUD, "usage_details": {"input": 5}}),  # no price
     span(21, seconds=30, observed=FAILED),  # refused: it has cost nothing
     # These are not of this period, or no calls of a model.
     cents(22, ended_ago=26 * 3600),
@@ -101,6 +101,9 @@ def limits(*most: str) -> list[str]:
     return [next(given) if part == "{}" else part for part in ALL]
 
 
+EXCEEDED = limits("0.19", "0.0476", "1.999")
+
+
 @dataclass
 class Alerts:
     """The recipe, run side by side in each of its cases, and what the webhooks got."""
@@ -108,7 +111,6 @@ class Alerts:
     runs: dict[str, Future[subprocess.CompletedProcess[str]]]
     within: Receiver
     over: Receiver
-    refusing: Receiver
     folder: Path
     client: httpx.Client
 
@@ -123,26 +125,17 @@ def alerts(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Iterat
     desk = Desk(tmp_path_factory.mktemp("alerts"), vocabulary)
     running = start(desk.db, desk.port)
     client = httpx.Client(base_url=running.base_url, auth=KEYS, trust_env=False)
-    with client, receiving() as within, receiving() as over, receiving(503) as refusing:
+    with client, receiving() as within, receiving() as over:
         body = {"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {}, "spans": SPANS}]}]}
         client.post("/api/public/otel/v1/traces", json=body).raise_for_status()
         secret = desk.folder / "webhook.txt"
         secret.write_text(f"--webhook={over.url}\n")
         to = ("--webhook", within.url)
-        dead = {"LANGFUSE_PUBLIC_KEY": "pk-lf-1234567890ab"}
-        dead |= {"LANGFUSE_SECRET_KEY": "sk-lf-12345678ab"}
-        dead |= {"LANGFUSE_BASE_URL": f"http://127.0.0.1:{free_port()}"}
         off = {"LANGFUSE_TRACING_ENABLED": "false", "PYTHONPATH": REFUSING}
         off |= {"REFUSE_SOCKETS": "all", "REFUSED_SOCKETS_FILE": str(desk.folder / "refused")}
-        wrong = {**dead, "LANGFUSE_BASE_URL": running.base_url}
-        exceeded = limits("0.19", "0.0476", "1.999")
         cases: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
-            "within": ((*limits("0.1900001", "0.0477", "2"), *to, "--by", "team"), {}),
-            "over": ((*exceeded, f"@{secret}", "--by", "user"), {}),
-            "refused": ((*exceeded[:6], "--webhook", refusing.url), {}),
-            "empty": (("--period", "5m", "--max-usd", "0", "--max-p95-seconds", "0", *to), {}),
-            "dead": (("--max-usd", "0", *to), dead),
-            "wrong keys": (("--max-usd", "0", *to), wrong),
+            "within": ((*limits("0.1900001", "0.0477", "2"), *to), {}),
+            "over": ((*EXCEEDED, f"@{secret}"), {}),
             "off": (("--max-usd", "0", *to), off),
         }
         with ThreadPoolExecutor(2) as pool:
@@ -150,7 +143,7 @@ def alerts(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Iterat
                 case: pool.submit(desk.run, *RECIPE, *options, **env)
                 for case, (options, env) in cases.items()
             }
-        yield Alerts(runs, within, over, refusing, desk.folder, client)
+        yield Alerts(runs, within, over, desk.folder, client)
     running.stop()
 
 
@@ -159,11 +152,10 @@ def test_within_the_limits_nobody_is_disturbed(alerts: Alerts) -> None:
     assert (status, errors) == (0, "")
     assert alerts.within.got == []
     for words in (
-        *("21, of which 1 failed", "$0.190000", "limit $0.190000", "4.8%", "2.00 s"),
-        "cost unknown         1 calls of <own>, so spend is at least that",
-        "sales                $0.050000",
-        "unknown              $0.140000",
-        "Within the limits.",
+        "  spend                $0.190000    limit $0.190000\n",
+        "  error rate           4.8%         limit 4.8%\n",
+        "  p95 latency          2.00 s       limit 2.00 s\n",
+        f"Within the limits. Langfuse counts $0 for {LOUD!r}: ",
     ):
         assert words in said
     link = said.split()[-1]
@@ -172,76 +164,131 @@ def test_within_the_limits_nobody_is_disturbed(alerts: Alerts) -> None:
 
 
 def test_over_a_limit_one_message_says_everything(alerts: Alerts) -> None:
-    status, _, errors = alerts.ran("over")
+    status, said, errors = alerts.ran("over")
     [(kind, message)] = alerts.over.got
     text = message.pop("text")
-    assert (status, errors) == (1, f"{text}\n")
-    assert kind == "application/json"
-    assert text.startswith(
+    assert (status, kind) == (1, "application/json")
+    words, link = text.split(" http")
+    assert words == (
         "Over the limit in the last 24 hours: spend $0.190000 (limit $0.190000), "
         "error rate 4.8% (limit 4.8%), p95 latency 2.00 s (limit 2.00 s). "
-        "Spend is at least that: 1 calls have no price (1 of &lt;own&gt;). "
-        "Most was spent by &lt;!channel&gt; &amp; co? $0.100000, bob $0.090000. "
-        f"Look at {message['look_at']}"
+        r"Langfuse counts $0 for '&lt;!channel&gt; &amp; co\n': unless that is free, spend is "
+        "higher. The costliest trace is"
     )
-    assert message.pop("look_at").endswith(f"/project/local/traces/{19:032x}")
-    begin, end = (datetime.fromisoformat(at) for at in message.pop("period").values())
-    assert end - begin == timedelta(days=1)
+    assert link.endswith(f"/project/local/traces/{19:032x}")
+    assert errors == text.replace("&lt;!channel&gt; &amp;", "<!channel> &") + "\n"
+    assert "limit $0.190000\n" in said
     assert message == {
-        "exceeded": ["usd", "error_rate", "p95_seconds"],
         "limits": {"usd": 0.19, "error_rate": 0.0476, "p95_seconds": 1.999},
-        "measured": {
-            "usd": 0.1900001,
-            "error_rate": 1 / 21,
-            "p95_seconds": 2,
-            "calls": 21,
-            "errors": 1,
-        },
-        "calls_without_price": {"<own>": 1},
-        "top": [{"name": LOUD, "usd": 0.1}, {"name": "bob", "usd": 0.0900001}],
+        "measured": {"usd": 0.1900001, "error_rate": 1 / 21, "p95_seconds": 2},
     }
 
 
-def test_a_message_that_nobody_took_has_a_status_of_its_own(alerts: Alerts) -> None:
-    status, _, errors = alerts.ran("refused")
-    assert (status, errors.count("\n")) == (2, 1)
-    assert errors.startswith("Nobody was told, 127.0.0.1 answered 503. Over the limit")
-    assert [message["exceeded"] for _, message in alerts.refusing.got] == [["usd", "error_rate"]]
-
-
-def test_a_period_without_calls_is_within_and_said(alerts: Alerts) -> None:
-    status, said, errors = alerts.ran("empty")
-    assert (status, errors) == (0, "")
-    assert "Within the limits. There was no call in this period." in said
-
-
-@pytest.mark.parametrize(
-    ("case", "words"),
-    [("dead", "Connection refused"), ("wrong keys", "it answered 401"), ("off", "tracing is off")],
-)
-def test_what_cannot_be_told_is_not_good_news(case: str, words: str, alerts: Alerts) -> None:
-    status, _, errors = alerts.ran(case)
+def test_without_tracing_it_cannot_tell(alerts: Alerts) -> None:
+    status, _, errors = alerts.ran("off")
     assert (status, errors.count("\n")) == (2, 1), errors
-    assert errors.startswith("Cannot tell")
-    assert words in errors
+    assert errors.startswith("Cannot tell: tracing is off.")
     assert alerts.within.got == []
     assert not (alerts.folder / "refused").exists()
 
 
-# The functions by themselves
+# The program in this process, and its functions by themselves
+
+Program = Callable[..., int]
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Return the program as a function of a client of Langfuse's API, and its options."""
+
+    def run(client: httpx.Client, *options: str) -> int:
+        langfuse = SimpleNamespace(
+            api=LangfuseAPI(base_url=str(client.base_url), httpx_client=client),
+            get_trace_url=lambda trace_id: f"https://langfuse.test/{trace_id}",
+        )
+        monkeypatch.setattr(sys, "argv", ["budget_alert", *options])
+        monkeypatch.setattr(budget_alert, "connect", lambda **_: langfuse)
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return run
+
+
+def test_a_message_that_nobody_took_has_a_status_of_its_own(
+    alerts: Alerts, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with receiving(503) as refusing:
+        assert program(alerts.client, *EXCEEDED[:6], "--webhook", refusing.url) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert errors.startswith("Nobody was told, 127.0.0.1 answered 503. Over the limit")
+    assert SECRET not in errors
+    [(_, message)] = refusing.got
+    assert message["limits"] == {"usd": 0.19, "error_rate": 0.0476}
+    assert "p95" not in message["text"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--max-usd 0.19", "spend"),
+        ("--max-error-rate 0.0476", "error rate"),
+        ("--max-p95-seconds 1.999", "p95 latency"),
+    ],
+)
+def test_each_limit_counts_by_itself(
+    options: str,
+    words: str,
+    alerts: Alerts,
+    program: Program,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert program(alerts.client, *options.split()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"Over the limit in the last 24 hours: {words} ")
+    assert error.count("limit ") == 2, "the headline and one number"
+
+
+def test_a_period_without_calls_is_within_and_said(
+    program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = start(tmp_path / "langfuse.db")
+    with httpx.Client(base_url=empty.base_url, auth=KEYS, trust_env=False) as client:
+        status = program(client, *limits("0", "0", "0"))
+    empty.stop()
+    assert status == 0
+    assert capsys.readouterr() == ("Within the limits. There was no call in this period.\n", "")
+
+
+@pytest.mark.parametrize("case", ["dead", "wrong keys"])
+def test_what_cannot_be_told_is_not_good_news(
+    case: str, alerts: Alerts, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}" if case == "dead" else alerts.client.base_url
+    with httpx.Client(base_url=url, auth=("pk-lf-a", "sk-lf-a"), trust_env=False) as client:
+        assert program(client, "--max-usd", "0", "--webhook", alerts.within.url) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert errors.startswith("Cannot tell whether a limit is exceeded")
+    assert ("Connection refused" if case == "dead" else "it answered 401") in errors
+    assert alerts.within.got == []
 
 
 @pytest.mark.parametrize("status", [200, 204, 302, 404, 410])
 def test_only_a_success_is_a_delivery(status: int) -> None:
     with receiving(status) as receiver:
-        problem = deliver(receiver.url, {"usd": Decimal("0.1")})
+        problem = deliver(receiver.url, "<a>", {"usd": Decimal("0.1")}, {})
     assert problem == ("" if status < 300 else f"127.0.0.1 answered {status}")
-    assert receiver.got == [("application/json", {"usd": 0.1})]
+    message = {"text": "&lt;a&gt;", "measured": {"usd": 0.1}, "limits": {}}
+    assert receiver.got == [("application/json", message)]
 
 
 @pytest.mark.parametrize("address", [f"http://127.0.0.1:{free_port()}", "http://a..b"])
 def test_a_webhook_that_is_not_there_is_named_without_its_secret(address: str) -> None:
-    problem = deliver(f"{address}/{SECRET}", {})
+    problem = deliver(f"{address}/{SECRET}", "", {}, {})
     assert " cannot be reached (" in problem
     assert SECRET not in problem
 
@@ -250,24 +297,23 @@ def test_a_webhook_that_is_not_there_is_named_without_its_secret(address: str) -
     ("given", "said"),
     [
         ("", "give at least one of --max-usd, --max-error-rate and --max-p95-seconds"),
-        ("--max-usd 1 --period 24", "'24' is not a period such as 30m, 24h or 7d"),
-        ("--max-usd 1 --period 0h", "'0h' is not a period such as 30m, 24h or 7d"),
+        ("--max-usd 1 --period 24", "'24' is not a period such as 24h or 7d"),
+        ("--max-usd 1 --period 30m", "'30m' is not a period such as 24h or 7d"),
+        ("--max-usd 1 --period 0h", "'0h' is not a period such as 24h or 7d"),
         ("--max-usd -1", "'-1' is not a number such as 5 or 0.05"),
         ("--max-usd nan", "'nan' is not a number such as 5 or 0.05"),
-        ("--max-error-rate 5", "5 is more than all calls: 5 % is written 0.05"),
+        ("--max-error-rate 5", "--max-error-rate is more than all calls: 5 % is written 0.05"),
         ("--max-error-rate 1e3", "'1e3' is not a number such as 5 or 0.05"),
         (f"--max-usd 1 --webhook hooks.test/{SECRET}", "the webhook is not the address"),
         (f"--max-usd 1 --webhok https://hooks.test/{SECRET}", "unrecognized arguments: --webhok"),
         ("--max-usd 1 @nowhere.txt", "No such file or directory: 'nowhere.txt'"),
-        ("--max-usd 1 --by planet", "invalid choice: 'planet'"),
     ],
 )
 def test_a_wrong_option_is_said_in_one_line(
-    given: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    given: str, said: str, program: Program, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["budget_alert", *given.split()])
-    with pytest.raises(SystemExit, match="2"):
-        read_options()
+    with httpx.Client() as unused:
+        assert program(unused, *given.split()) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -275,5 +321,10 @@ def test_a_wrong_option_is_said_in_one_line(
     assert SECRET not in error
 
 
-def test_a_name_is_only_text_to_slack() -> None:
-    assert plain("<!here>\n*a*" + "x" * 200) == "&lt;!here&gt;?*a*" + "x" * 89
+def test_reads_a_period() -> None:
+    assert parse_period("36h") == timedelta(hours=36)
+    assert parse_period("7d") == timedelta(days=7)
+
+
+def test_says_nothing_of_prices_where_all_are_known() -> None:
+    assert hint([], "https://x.test") == "The costliest trace is https://x.test"
