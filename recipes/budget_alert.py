@@ -23,6 +23,7 @@ import argparse
 import html
 import json
 import re
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -97,15 +98,28 @@ def measure(langfuse: Langfuse, period: Period) -> Numbers:
 # that links a trace lets people begin, where a mere number sends them searching.
 
 
-def unpriced_models(langfuse: Langfuse, period: Period) -> list[str]:
-    """Return the models whose tokens have cost $0: without a price, or free."""
-    wanted = "sum_totalTokens", "sum_totalCost"
-    rows = ask_metrics(langfuse, period, *wanted, by="providedModelName")
-    return [
-        row["providedModelName"] or "no name"
-        for row in rows
-        if float(row["sum_totalTokens"] or 0) and not float(row["sum_totalCost"] or 0)
+def count_unpriced(langfuse: Langfuse, period: Period) -> Counter[str]:
+    """Return how many calls have no stored cost, by model.
+
+    A sum over the model would hide them behind its calls that have one. A call that failed
+    before it used a token has cost nothing.
+    """
+    bounds = [
+        {"type": "datetime", "column": "startTime", "operator": sign, "value": at.isoformat()}
+        for sign, at in zip((">=", "<="), period, strict=True)
     ]
+    no_cost = {"type": "number", "column": "totalCost", "operator": "=", "value": 0}
+    wanted = {"filter": json.dumps([CALLS, no_cost, *bounds]), "fields": "core,basic,model,usage"}
+    found, cursor = Counter[str](), None
+    while True:
+        page = langfuse.api.observations.get_many(**wanted, limit=1000, cursor=cursor)
+        for call in page.data:
+            has_used = call.usage_details or call.level != "ERROR"
+            if has_used and "total" not in (call.cost_details or {}):
+                found[call.model or "no name"] += 1
+        cursor = page.meta.cursor
+        if cursor is None:
+            return found
 
 
 def costliest_trace(langfuse: Langfuse, period: Period) -> str:
@@ -135,11 +149,11 @@ def exceeded(measured: Numbers, limits: Numbers) -> list[str]:
     ]
 
 
-def hint(unpriced: list[str], link: str) -> str:
+def hint(unpriced: Counter[str], link: str) -> str:
     """Return what to know beside the numbers, and where to look, as words."""
-    names = ", ".join(map(repr, unpriced))
-    doubt = f"Langfuse counts $0 for {names}: unless that is free, spend is higher. "
-    return f"{doubt if unpriced else ''}The costliest trace is {link}"
+    models = ", ".join(f"{calls} of {model!r}" for model, calls in unpriced.most_common(5))
+    doubt = f"Spend is at least that: calls without a price are {models}. " if unpriced else ""
+    return f"{doubt}The costliest trace is {link}"
 
 
 # %% 4. Deliver it, or say that nobody was told
@@ -219,7 +233,7 @@ def main() -> None:
         if not measured:
             show_line("Within the limits. There was no call in this period.")
             return
-        look = hint(unpriced_models(langfuse, period), costliest_trace(langfuse, period))
+        look = hint(count_unpriced(langfuse, period), costliest_trace(langfuse, period))
     except (httpx.HTTPError, ApiError) as error:
         said = f"it answered {error.status_code}" if isinstance(error, ApiError) else error
         fail(f"Cannot tell whether a limit is exceeded: Langfuse cannot be read ({said}).", 2)

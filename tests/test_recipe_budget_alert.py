@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -85,9 +86,11 @@ def cents(number: int, usd: float = 0.01, ended_ago: float = 600) -> dict[str, A
 
 FAILED = {"level": "ERROR"}
 SPANS = [
-    *(cents(number) for number in range(1, 19)),
+    *(cents(number) for number in range(1, 18)),
+    # The same model with and without a cost: a sum by model would hide the second.
+    span(18, observed={"model.name": LOUD, "cost_details": {"total": 0.01}}),
     cents(19, usd=0.0100001),
-    span(20, observed={"model.name": LOUD, "usage_details": {"input": 5}}),  # no price
+    span(20, observed={"model.name": LOUD, "usage_details": {"input": 5}}),
     span(21, seconds=30, observed=FAILED),  # refused: it has cost nothing
     # These are not of this period, or no calls of a model.
     cents(22, ended_ago=26 * 3600),
@@ -155,7 +158,7 @@ def test_within_the_limits_nobody_is_disturbed(alerts: Alerts) -> None:
         "  spend                $0.190000    limit $0.190000\n",
         "  error rate           4.8%         limit 4.8%\n",
         "  p95 latency          2.00 s       limit 2.00 s\n",
-        f"Within the limits. Langfuse counts $0 for {LOUD!r}: ",
+        f"Within the limits. Spend is at least that: calls without a price are 1 of {LOUD!r}. ",
     ):
         assert words in said
     link = said.split()[-1]
@@ -172,8 +175,8 @@ def test_over_a_limit_one_message_says_everything(alerts: Alerts) -> None:
     assert words == (
         "Over the limit in the last 24 hours: spend $0.190000 (limit $0.190000), "
         "error rate 4.8% (limit 4.8%), p95 latency 2.00 s (limit 2.00 s). "
-        r"Langfuse counts $0 for '&lt;!channel&gt; &amp; co\n': unless that is free, spend is "
-        "higher. The costliest trace is"
+        r"Spend is at least that: calls without a price are 1 of '&lt;!channel&gt; &amp; co\n'. "
+        "The costliest trace is"
     )
     assert link.endswith(f"/project/local/traces/{19:032x}")
     assert errors == text.replace("&lt;!channel&gt; &amp;", "<!channel> &") + "\n"
@@ -327,4 +330,4 @@ def test_reads_a_period() -> None:
 
 
 def test_says_nothing_of_prices_where_all_are_known() -> None:
-    assert hint([], "https://x.test") == "The costliest trace is https://x.test"
+    assert hint(Counter(), "https://x.test") == "The costliest trace is https://x.test"
