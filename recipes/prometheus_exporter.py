@@ -249,7 +249,7 @@ def main() -> None:
     parser = Arguments(prog="python -m recipes.prometheus_exporter")
     parser.add_argument("--once", action="store_true", help="print the numbers, and end")
     parser.add_argument("--port", type=int, default=9464, help="default: %(default)s; 0: any free")
-    parser.add_argument("--every", type=float, default=15, help="seconds between two rounds")
+    parser.add_argument("--every", type=float, default=15, help="seconds, at least 1")
     options = parser.parse_args()
     langfuse, registry = connect(asks_model=False), CollectorRegistry()
     if not tracing_is_on():
@@ -273,7 +273,7 @@ def main() -> None:
             return fail(problem, 1) if problem else None
         if problem:
             show_line(problem, "red")
-        threading.Event().wait(options.every)
+        threading.Event().wait(max(1, options.every))
 
 
 if __name__ == "__main__":
