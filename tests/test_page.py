@@ -163,11 +163,11 @@ def test_the_link_that_a_lesson_printed_shows_its_trace(lesson: str, shop: Shop,
     rows = [row for row in shop.rows if row["traceId"] == trace_id]
     items = tab.get_by_role("treeitem")
     expect(items).to_have_count(len(rows))
-    assert {*items.evaluate_all("all => all.map(one => one.dataset.id)")} == {
+    assert {*items.evaluate_all("all => all.map(one => one.dataset.key)")} == {
         row["id"] for row in rows
     }
     for row in rows:
-        item = tab.locator(f"[data-id='{row['id']}']")
+        item = tab.locator(f"[role=treeitem][data-key='{row['id']}']")
         expect(item).to_contain_text(row["name"])
         expect(item).to_contain_text(row["type"].lower())
         assert item.locator(".bar").bounding_box() is not None
@@ -181,15 +181,15 @@ def test_the_tree_shows_depth_time_cost_and_failure(shop: Shop, tab: Page) -> No
         depth, above = 1, row["parentObservationId"]
         while above in by_id:
             depth, above = depth + 1, by_id[above]["parentObservationId"]
-        expect(tab.locator(f"[data-id='{row['id']}']")).to_have_attribute("aria-level", str(depth))
+        expect(tab.locator(f"[role=treeitem][data-key='{row['id']}']")).to_have_attribute("aria-level", str(depth))
     failed = next(row for row in rows if row["level"] == "ERROR")
-    item = tab.locator(f"[data-id='{failed['id']}']")
+    item = tab.locator(f"[role=treeitem][data-key='{failed['id']}']")
     expect(item.locator(".chip.ERROR")).to_be_visible()
     item.click()
     expect(tab.locator(".detail .status")).to_have_text(failed["statusMessage"])
     expect(tab).to_have_url(re.compile(f"observation={failed['id']}"))
     # The bars lie as the observations do: what starts later, starts further to the right.
-    bars = {row["id"]: tab.locator(f"[data-id='{row['id']}'] .bar").bounding_box() for row in rows}
+    bars = {row["id"]: tab.locator(f"[role=treeitem][data-key='{row['id']}'] .bar").bounding_box() for row in rows}
     by_start = sorted(rows, key=lambda row: row["startTime"])
     lefts = [box["x"] for row in by_start if (box := bars[row["id"]])]
     assert lefts == sorted(lefts)
@@ -227,7 +227,7 @@ def test_scores_stand_where_they_were_given(shop: Shop, tab: Page) -> None:
 def test_an_unknown_cost_is_never_a_zero(shop: Shop, tab: Page) -> None:
     row = next(row for row in shop.rows if row["model"] and not row["costDetails"])
     opened(tab, shop.client, f"/project/local/traces/{row['traceId']}?observation={row['id']}")
-    expect(tab.locator(f"[data-id='{row['id']}'] .number").last).to_have_text("unknown")
+    expect(tab.locator(f"[role=treeitem][data-key='{row['id']}'] .number").last).to_have_text("unknown")
     usage = tab.get_by_role("table", name="Usage")
     expect(usage).to_contain_text("unknown")
     expect(usage).not_to_contain_text("$")
