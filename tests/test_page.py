@@ -229,6 +229,27 @@ def test_a_chart_says_its_values_to_pointer_and_keyboard(shop: Shop, tab: Page) 
     expect(tab.locator(".tiles")).to_contain_text("Error rate")
 
 
+def test_a_model_has_one_colour_in_all_charts(shop: Shop, tab: Page) -> None:
+    opened(tab, shop.client, "/dashboard?period=24h")
+    tab.get_by_role("figure", name="Other scores").wait_for()
+    entries = (
+        "all => all.map(one => [one.textContent.replace(' (cost unknown)', ''), one.className])"
+    )
+    legends = {
+        name: tab.get_by_role("figure", name=name, exact=True).locator("li").evaluate_all(entries)
+        for name in ("Cost by model", "Model calls", "Scores from 0 to 1")
+    }
+    cost, calls = dict(legends["Cost by model"]), dict(legends["Model calls"])
+    assert len(cost) > 3
+    assert cost.items() <= calls.items()
+    for legend in legends.values():
+        colours = [colour for _, colour in legend if colour != "series-rest"]
+        assert len(colours) == len({*colours}) >= 5
+    # What is drawn has the legend's colours.
+    drawn = tab.get_by_role("figure", name="Cost by model").locator("rect[class^=series]")
+    assert {*drawn.evaluate_all("all => all.map(one => one.className.baseVal)")} <= {*cost.values()}
+
+
 def test_experiments_stand_side_by_side(shop: Shop, tab: Page) -> None:
     query = {"fromStartTime": "2020-01-01T00:00:00Z"}
     runs = shop.client.get("/api/public/experiments", params=query).json()["data"]

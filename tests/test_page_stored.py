@@ -18,6 +18,7 @@ from browsing import (
     send,
     serving,
     settled,
+    shown_traces,
     span,
 )
 from conftest import LESSONS
@@ -298,6 +299,21 @@ def test_what_was_opened_scrolled_and_pointed_at_stays_so(fresh: httpx.Client, t
     expect(figure.locator("td").last).to_have_text(str(len(calls)))
     expect(figure.get_by_role("table")).to_be_visible()
     expect(figure.locator(".tip")).to_be_visible()
+    tab.mouse.move(0, 0)
+    figure.locator(".zone").last.hover()
+    expect(figure.locator(".tip")).to_contain_text(f"gpt-4o-mini: {len(calls)}")
+
+
+def test_the_focus_moves_with_the_row_that_has_it(fresh: httpx.Client, tab: Page) -> None:
+    send(fresh, call(1, "ada", "chat"), call(2, "ada", "chat"), call(3, "bob", "chat"))
+    opened(tab, fresh, "/users")
+    names = tab.locator("a.row")
+    expect(names).to_have_text(["ada", "bob"])
+    names.last.focus()
+    send(fresh, call(4, "bob", "chat"), call(5, "bob", "chat"))
+    refreshed(tab)
+    expect(names).to_have_text(["bob", "ada"])
+    expect(names.first).to_be_focused()
 
 
 def test_one_can_go_on_typing_while_the_list_is_filtered(fresh: httpx.Client, tab: Page) -> None:
@@ -329,22 +345,25 @@ def test_a_view_that_was_left_does_not_come_back(fresh: httpx.Client, tab: Page)
     tab.clock.fast_forward(TYPING_MS)
     expect(tab.get_by_role("treeitem")).to_have_count(1)
     expect(tab).to_have_url(re.compile("/traces/"))
-    # An answer that comes when another view is open.
+    # An answer that comes when another view is open, and one that comes late itself.
     held: list[Route] = []
 
     def hold(route: Route) -> None:
         held.append(route)
 
     tab.route("**/v2/datasets?*", hold)
+    tab.route("**/v2/prompts?*", hold)
     tab.get_by_role("link", name="Datasets").click()
     expect(tab).to_have_url(re.compile("/datasets"))
     tab.get_by_role("link", name="Prompts").click()
-    expect(tab.get_by_role("link", name="answer")).to_be_visible()
+    expect(tab).to_have_url(re.compile("/prompts"))
+    expect(tab.get_by_role("heading", level=1)).to_contain_text("step-1")
     for route in held:
         route.continue_()
-    refreshed(tab)
     settled(tab)
     expect(tab.get_by_role("heading", level=1)).to_have_text("Prompts")
+    refreshed(tab)
+    expect(tab.get_by_role("link", name="answer")).to_be_visible()
 
 
 # Many
@@ -407,6 +426,18 @@ def test_what_is_rare_is_found_however_old(fresh: httpx.Client, tab: Page) -> No
     assert filtered(tab, fresh, tokens="1", cost="<0.001") == [3]
     # What is common is read on only until the page is full.
     assert len(filtered(tab, fresh, cost="<0.001", to="2026-11-20T18:19:31")) == 997
+
+
+def test_what_is_common_but_old_is_found_too(fresh: httpx.Client, tab: Page) -> None:
+    def call_of(number: int) -> dict[str, Any]:
+        usage = json.dumps({"input": 2000 - number})
+        return placed(number, number, 0, langfuse__observation__usage_details=usage)
+
+    # More than one answer of the API can hold, and the newest of them have the fewest tokens.
+    send(fresh, *map(call_of, range(1, 1101)), *(placed(n, n) for n in range(1101, 1251)))
+    opened(tab, fresh, "/traces?tokens=1")
+    expect(tab.locator(".more span")).to_have_text("50 shown")
+    assert shown_traces(tab) == [f"{number:032x}" for number in range(1100, 1050, -1)]
 
 
 def test_a_long_search_says_how_far_it_is(fresh: httpx.Client, tab: Page) -> None:

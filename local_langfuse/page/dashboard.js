@@ -26,6 +26,7 @@ const CHARTS = {
   scores: { name: "Scores from 0 to 1", note: "average", format: rounded, kind: "lines" },
   others: { name: "Other scores", note: "average", format: rounded, kind: "lines", isOptional: true },
 };
+const MODEL_SUMS = ["sum totalCost", "sum inputTokens", "sum outputTokens", "count count"];
 const PERCENTILES = ["p50", "p95", "p99"];
 const TAGS = 12;
 // The colour of a name, in all charts and as long as the page is open.
@@ -62,16 +63,18 @@ export async function dashboard() {
     const from = new Date(to - hours * HOUR_MS);
     const period = { fromTimestamp: from.toISOString(), toTimestamp: to.toISOString() };
     const byTime = { ...period, timeDimension: { granularity } };
-    const models = await readModels(period, byTime);
+    const models = await metrics("observations", MODEL_SUMS,
+      { by: ["providedModelName"], filters: [isFilled("providedModelName")], ...byTime });
     if (!isDrawn) {
-      known = models;
+      known = ofCalls(models, byTime);
       draw();
     }
-    const rest = await readRest(period, byTime);
+    const unpriced = await unpricedCalls([where("datetime", "startTime", ">=", period.fromTimestamp)]);
+    const parts = [ofCosts(models, byTime, unpriced), ofCalls(models, byTime), await readRest(period, byTime)];
     known = {
-      tiles: { ...models.tiles, ...rest.tiles },
-      charts: { ...models.charts, ...rest.charts },
-      notes: models.notes,
+      tiles: Object.assign({}, ...parts.map((part) => part.tiles)),
+      charts: Object.assign({}, ...parts.map((part) => part.charts)),
+      notes: parts[0].notes,
     };
     isDrawn = true;
     draw();
@@ -85,44 +88,48 @@ function picker(chosen) {
   return h("select", { "aria-label": "Period", onchange }, options);
 }
 
-/** Cost, calls and tokens, all of one answer, and what no sum contains. */
-async function readModels(period, byTime) {
-  const names = ["sum totalCost", "sum inputTokens", "sum outputTokens", "count count"];
-  const isModel = isFilled("providedModelName");
-  const [rows, unpriced] = await Promise.all([
-    metrics("observations", names, { by: ["providedModelName"], filters: [isModel], ...byTime }),
-    unpricedCalls([where("datetime", "startTime", ">=", period.fromTimestamp)]),
-  ]);
+/** Rows of a model and a time as series of one of their values, each in the colour of its model. */
+function byModel(rows, name, byTime) {
+  const { series, ...times } = asSeries(rows, "providedModelName", name, byTime);
+  const models = unique(rows.map((row) => row.providedModelName).filter(Boolean));
+  const colours = coloured(modelColours, models.sort());
+  return { ...times, series: series.map((one) => ({ ...one, colour: colours.get(one.name) })) };
+}
+
+function ofCalls(rows, byTime) {
+  const calls = byModel(rows, "count_count", byTime);
   const total = (name) => sum(rows, (row) => row[name] ?? 0);
-  const free = unique(unpriced.rows.map((row) => row.model));
-  const cost = asSeries(rows, "providedModelName", "sum_totalCost", byTime);
-  const calls = asSeries(rows, "providedModelName", "count_count", byTime);
-  const costliest = [...cost.series, ...calls.series].map((one) => one.name);
-  const colours = coloured(modelColours, unique(costliest));
-  const withColour = (one) => ({ ...one, colour: colours.get(one.name) });
-  const isPaid = (one) => one.values.some(Boolean);
-  const named = (one) => ({ ...one, name: isPaid(one) ? one.name : `${one.name} (cost unknown)` });
-  const tokens = (name) => sumByTime(rows, cost.times, name);
-  const count = unpriced.rows.length;
+  const tokens = (name) => sumByTime(rows, calls.times, name);
   return {
     tiles: {
-      Cost: costs({ cost: total("sum_totalCost") || (free.length ? null : 0), unknown: free.length > 0 }),
       Tokens: whole(total("sum_inputTokens") + total("sum_outputTokens")),
       "Model calls": whole(total("count_count")),
     },
     charts: {
-      cost: {
-        buckets: cost.buckets,
-        series: cost.series.filter((one) => isPaid(one) || free.includes(one.name)).map(withColour).map(named),
-      },
-      calls: { buckets: calls.buckets, series: calls.series.map(withColour) },
+      calls,
       tokens: {
-        buckets: cost.buckets,
+        buckets: calls.buckets,
         series: [
           { name: "input", values: tokens("sum_inputTokens"), colour: 0 },
           { name: "output", values: tokens("sum_outputTokens"), colour: 1 },
         ],
       },
+    },
+  };
+}
+
+/** What models cost; a model without a price has a series all the same, and no sum contains it. */
+function ofCosts(rows, byTime, unpriced) {
+  const { series, ...times } = byModel(rows, "sum_totalCost", byTime);
+  const total = sum(rows, (row) => row.sum_totalCost ?? 0);
+  const free = unique(unpriced.rows.map((row) => row.model));
+  const isPaid = (one) => one.values.some(Boolean);
+  const named = (one) => ({ ...one, name: isPaid(one) ? one.name : `${one.name} (cost unknown)` });
+  const count = unpriced.rows.length;
+  return {
+    tiles: { Cost: costs({ cost: total || (free.length ? null : 0), unknown: free.length > 0 }) },
+    charts: {
+      cost: { ...times, series: series.filter((one) => isPaid(one) || free.includes(one.name)).map(named) },
     },
     notes: [
       count > 0 && `The cost of ${unpriced.isAll ? "" : "at least "}${whole(count)} ${count === 1 ? "call" : "calls"} `

@@ -134,15 +134,8 @@ function applySoon(form) {
  * called on the way.
  */
 async function findTraces(asked, cursor, progress) {
-  const root = rootConditions(asked);
   const sieves = sievesFor(asked);
-  for (const sieve of sieves) {
-    const ids = await sieve(null);
-    if (ids) {
-      root.push(among("traceId", ids));
-      break;
-    }
-  }
+  let root = rootConditions(asked);
   const rows = [];
   let looked = 0;
   let next = cursor;
@@ -161,9 +154,20 @@ async function findTraces(asked, cursor, progress) {
     rows.push(...await summedUp(taken));
     const isCut = taken.length < found.length;
     next = isCut ? await cursorAfter(root, begin, data, taken.at(-1)) : meta.cursor;
+    // What is so rare that it is not among the newest is asked for in the whole database at once.
+    if (begin === cursor && next && rows.length < PAGE) root = [...root, ...inTraces(await few(sieves))];
     size = Math.min(2 * size, MOST);
   } while (next && rows.length < PAGE);
   return { rows, next };
+}
+
+/** The ids of all traces that pass one of the sieves, if they are few. */
+async function few(sieves) {
+  for (const sieve of sieves) {
+    const ids = await sieve(null);
+    if (ids) return ids;
+  }
+  return null;
 }
 
 function rootConditions({ from, to, name, user, session, environment, tag, latency }) {
@@ -190,7 +194,7 @@ function comparison(text) {
 
 /**
  * A sieve is given trace ids and returns those that fit. Given null it returns all that fit in the whole database, or
- * null where they are too many for one answer: what is rare is found at once so, however old it is.
+ * null where they are too many for one answer.
  */
 function sievesFor({ text, level, tokens, cost }) {
   const ofLevel = level ? [among("level", [level])] : [];
