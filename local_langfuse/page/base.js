@@ -58,6 +58,16 @@ export async function follow(ask, draw) {
   setTimeout(again, LIVE_MS);
 }
 
+/** Do what a person asked for in the open view; say what went wrong. */
+export async function attempt(work) {
+  const { signal } = leaving;
+  try {
+    await work();
+  } catch (error) {
+    if (!signal.aborted) said.textContent = error.message;
+  }
+}
+
 // Drawing. A view makes all its elements anew from what it knows, and `show` brings the page up to them,
 // changing only what differs: so the focus, the scroll, a selection and what was opened stay with the person.
 // A handler therefore finds its elements by its event: those that were made with it may never be shown.

@@ -1,8 +1,8 @@
 // One trace: its observations as a tree and a timeline, and all that is stored of the chosen one.
 
 import {
-  all, chip, costs, facts, follow, h, is, isPriced, lasted, levelChip, link, ms, observations, path, scoreTable, show,
-  shown, spent, table, title, totals, typeChip, usd, when, whole, withQuery,
+  all, attempt, chip, costs, facts, follow, h, is, isPriced, lasted, levelChip, link, ms, observations, path,
+  scoreTable, show, shown, spent, table, title, totals, typeChip, usd, when, whole, withQuery,
 } from "./base.js";
 
 const FIELDS = "core,basic,time,model,usage,prompt,metrics,trace_context";
@@ -32,18 +32,22 @@ export async function trace(id) {
   const tree = () => {
     const begin = Math.min(...rows.map((row) => ms(row.startTime)));
     const end = Math.max(...rows.map((row) => ms(row.endTime ?? row.startTime)));
-    const items = visible(rows, folded).map(([row, depth, children]) => h("div", {
-      role: "treeitem", "data-key": row.id, tabindex: row.id === chosen ? 0 : -1,
-      "aria-level": depth + 1, "aria-selected": String(row.id === chosen),
-      "aria-expanded": children ? String(!folded.has(row.id)) : null,
-      onclick: (event) => (event.target.closest(".fold") && children ? fold(row.id) : choose(row.id)),
-    },
-    h("span", { class: "name", style: { paddingInlineStart: `${Math.min(depth, 12) * 1.1}rem` } },
-      h("span", { class: "fold", "aria-hidden": "true" }, children ? (folded.has(row.id) ? "▸" : "▾") : ""),
-      h("b", {}, row.name || row.id), typeChip(row), levelChip(row)),
-    bar(row, begin, end - begin || 1),
-    h("span", { class: "number" }, row.totalUsage ? whole(row.totalUsage) : ""),
-    h("span", { class: "number" }, row.model || isPriced(row) ? costs(totals([row])) : "")));
+    const items = visible(rows, folded).map(([row, depth, children]) => {
+      const sign = folded.has(row.id) ? "▸" : "▾";
+      const props = {
+        role: "treeitem", "data-key": row.id, tabindex: row.id === chosen ? 0 : -1,
+        "aria-level": depth + 1, "aria-selected": String(row.id === chosen),
+        "aria-expanded": children ? String(!folded.has(row.id)) : null,
+        onclick: (event) => (event.target.closest(".fold") && children ? fold(row.id) : choose(row.id)),
+      };
+      return h("div", props,
+        h("span", { class: "name", style: { paddingInlineStart: `${Math.min(depth, 12) * 1.1}rem` } },
+          h("span", { class: "fold", "aria-hidden": "true" }, children ? sign : ""),
+          h("b", {}, row.name || row.id), typeChip(row), levelChip(row)),
+        bar(row, begin, end - begin || 1),
+        h("span", { class: "number" }, row.totalUsage ? whole(row.totalUsage) : ""),
+        h("span", { class: "number" }, row.model || isPriced(row) ? costs(totals([row])) : ""));
+    });
     return h("div", { class: "tree", role: "tree", "aria-label": "Observations", onkeydown: move }, items);
   };
 
@@ -63,8 +67,8 @@ export async function trace(id) {
     chosen = oid;
     history.replaceState(null, "", withQuery(path("traces", id), { observation: oid }));
     draw();
-    document.querySelector("[role=treeitem][aria-selected=true]").focus();
-    return read();
+    chosenItem().focus();
+    attempt(read);
   };
 
   const fold = (oid) => {
@@ -94,7 +98,7 @@ export async function trace(id) {
     else if (row) choose(row.id);
   };
 
-  const ask = () => Promise.all([
+  const ask = () => Promise.all([ // small, beside what is drawn
     all("v2/observations", { traceId: id, limit: 1000, fields: "core,time" }),
     all("v3/scores", { traceId: id, limit: 100, fields: "details,subject" }),
   ]);
@@ -102,16 +106,21 @@ export async function trace(id) {
   await follow(ask, async ([, now]) => {
     scores = now;
     rows = await all("v2/observations", { traceId: id, limit: 1000, fields: FIELDS });
-    if (!rows.length) return show(title("No such trace"), h("p", {}, "Nothing is stored for ", h("code", {}, id),
-      ". The lesson may have sent it elsewhere, or another database is served."));
+    if (!rows.length) {
+      return show(title("No such trace"), h("p", {}, "Nothing is stored for ", h("code", {}, id),
+        ". The lesson may have sent it elsewhere, or another database is served."));
+    }
     rows = flattened(rows.toSorted((a, b) => ms(a.startTime) - ms(b.startTime))).map(([row]) => row);
     if (!rows.some((row) => row.id === chosen)) chosen = (rows.find((row) => row.isRootObservation) ?? rows[0]).id;
+    if (!visible(rows, folded).some(([row]) => row.id === chosen)) folded.clear(); // it came to be below a folded one
     draw();
-    if (isNew) document.querySelector("[role=treeitem][aria-selected=true]").scrollIntoView({ block: "nearest" });
+    if (isNew) chosenItem().scrollIntoView({ block: "nearest" });
     isNew = false;
     await read();
   });
 }
+
+const chosenItem = () => document.querySelector("[role=treeitem][aria-selected=true]");
 
 /** Observations as [row, depth, number of children], parents first; also those in a circle. */
 function flattened(rows) {
