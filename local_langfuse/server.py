@@ -68,7 +68,7 @@ API = "/api/public"
 # The page: these files and no other, read once. Which view is shown, app.js decides by the address.
 PAGE = Path(__file__).parent / "page"
 INDEX = "index.html"
-SCRIPTS = ("app", "base", "chart", "dashboard", "library", "people", "trace", "traces")
+SCRIPTS = ("api", "app", "base", "chart", "dashboard", "library", "people", "trace", "traces")
 FILES = {
     INDEX: "text/html",
     "style.css": "text/css",

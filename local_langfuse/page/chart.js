@@ -85,10 +85,11 @@ function point(event, lines) {
   Object.assign(tip.style, { top: `${event.clientY - box.top + 14}px`, left: `${left}px` });
 }
 
-/** The least number that is no smaller, and round, as its half is. */
-function nice(most) {
+/** The least round number that is no smaller; its half is a whole number, where the values are. */
+function nice(most, isWhole) {
   const unit = 10 ** Math.floor(Math.log10(most || 1));
-  return unit * [1, 2, 4, 6, 8, 10].find((n) => n * unit >= most * 0.999);
+  const fits = (n) => n >= most * 0.999 && (!isWhole || n % 2 === 0);
+  return [1, 1.2, 1.6, 2, 3, 4, 6, 8, 10].map((n) => n * unit).find(fits);
 }
 
 /** Bars or lines: the height, and what is drawn, from back to front. */
@@ -96,11 +97,11 @@ function overTime(width, buckets, series, format, kind, zone) {
   const valueAt = (one, j) => one.values[j] ?? 0;
   const stacked = (j, upTo = series.length) => sum(series.slice(0, upTo), (one) => valueAt(one, j));
   const values = kind === "bars" ? buckets.map((_, j) => stacked(j)) : series.flatMap((one) => one.values);
-  const top = nice(Math.max(0, ...values));
+  const isWhole = values.every((value) => value === null || Number.isInteger(value));
+  const top = nice(Math.max(0, ...values), isWhole);
   const lowest = Math.min(0, ...values);
-  const bottom = lowest ? -nice(-lowest) : 0;
-  const ticks = [bottom, top, (bottom + top) / 2].map((value) => [value, format(value)])
-    .filter(([, text], i, all) => all.findIndex((one) => one[1] === text) === i); // half of 1 call is none
+  const bottom = lowest ? -nice(-lowest, isWhole) : 0;
+  const ticks = [bottom, (bottom + top) / 2, top].map((value) => [value, format(value)]);
 
   const left = 12 + Math.max(...ticks.map(([, text]) => text.length)) * CHARACTER;
   const step = (width - left - 4) / buckets.length;

@@ -1,8 +1,8 @@
 // Numbers over time, as charts: what was spent, how fast and how good it was.
 
+import { IS_CALL, IS_ROOT, MOST, among, isFilled, metrics, pulse, unpricedCalls, where } from "./api.js";
 import {
-  IS_CALL, IS_ROOT, MOST, among, costs, follow, go, h, isFilled, lasted, metrics, nothing, openView, path, pulse,
-  rounded, show, sum, title, unique, unpricedCalls, usd, where, whole, withQuery,
+  costs, follow, go, h, lasted, nothing, openView, path, rounded, show, sum, title, unique, usd, whole, withQuery,
 } from "./base.js";
 import { chart, coloured } from "./chart.js";
 
@@ -91,8 +91,8 @@ function picker(chosen) {
 /** Rows of a model and a time as series of one of their values, each in the colour of its model. */
 function byModel(rows, name, byTime) {
   const { series, ...times } = asSeries(rows, "providedModelName", name, byTime);
-  const models = unique(rows.map((row) => row.providedModelName).filter(Boolean));
-  const colours = coloured(modelColours, models.sort());
+  const mostCalled = asSeries(rows, "providedModelName", "count_count", byTime).series.map((one) => one.name);
+  const colours = coloured(modelColours, mostCalled);
   return { ...times, series: series.map((one) => ({ ...one, colour: colours.get(one.name) })) };
 }
 

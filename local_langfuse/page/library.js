@@ -1,8 +1,9 @@
 // What is kept beside the traces: prompts with their versions, datasets, and experiments side by side.
 
+import { EVER, all, get, pages, pulse } from "./api.js";
 import {
-  EVER, all, chip, follow, get, go, h, link, ms, nothing, pages, parsed, path, pulse, rowLink, scoreText, shorter, show,
-  shown, table, title, unique, when, withQuery,
+  chip, follow, go, h, link, ms, nothing, parsed, path, rowLink, scoreText, shorter, show, shown, table, title, unique,
+  when, withQuery,
 } from "./base.js";
 
 // Prompts
@@ -24,7 +25,7 @@ export async function prompts(name) {
       ["Type", (row) => row.type],
       ["Versions", (row) => row.versions.length, "number"],
       ["Labels", labels, "tags"],
-      ["Tags", (row) => row.tags.map((tag) => chip(tag)), "tags"],
+      ["Tags", (row) => (row.tags.length ? row.tags.map((tag) => chip(tag)) : null), "tags"],
       ["Changed", (row) => when(row.lastUpdatedAt), "time"],
     ], list, (row) => row.name));
   });
@@ -204,7 +205,7 @@ async function compared(dataset, runs, asked) {
     runs.length > 0 && [h("h2", {}, "Experiments"), experimentTable(runs, first), picker(runs, wanted, asked)],
     h("h2", {}, "Item by item"),
     known.size ? table("Items", [
-      ["Input", (item) => inOneLine(item.input)],
+      ["Input", (item) => inOneLine(item.input), "first"],
       ["Expected", (item) => (item.expected === null ? null : inOneLine(item.expected)), "expected"],
       ...columns,
     ], [...known.values()], (item) => item.id) : h("p", { class: "quiet" }, "This dataset has no items yet."));

@@ -1,9 +1,12 @@
 // Conversations and people: sessions, one session, users, one user.
 
 import {
-  IS_CALL, IS_ROOT, MOST, NO_COST, all, allObservations, among, costs, facts, follow, h, inParts, is, isFilled,
-  isPriced, lasted, link, metrics, ms, nothing, observations, path, pulse, rowLink, scoreTable, show, shown, spent,
-  summed, table, title, totals, unique, unpricedCalls, when, where, whole, withQuery,
+  IS_CALL, IS_ROOT, MOST, NO_COST, all, allObservations, among, inParts, is, isFilled, metrics, observations, pulse,
+  summed, unpricedCalls, where,
+} from "./api.js";
+import {
+  costs, facts, follow, h, isPriced, lasted, link, ms, nothing, path, rowLink, scoreTable, show, shown, spent, table,
+  title, totals, unique, when, whole, withQuery,
 } from "./base.js";
 
 const ROOTS = 200; // turns read for a page of sessions
@@ -52,7 +55,7 @@ export async function sessions(id) {
 }
 
 function sessionList({ turns, next, sums, counts, unknown }) {
-  const spending = (id) => summed(sums.get(id), unknown.has(id));
+  const spending = (id) => summed(sums.get(id), { unknown: unknown.has(id) });
   const older = next && h("a", { href: withQuery(path("sessions"), { cursor: next }) }, "Older sessions →");
   const userOf = (id) => turns.get(id).find((row) => row.userId)?.userId;
   return [
@@ -154,7 +157,7 @@ function userList({ rows, note, calls, roots, unknown, isAll = true }) {
     title("Users"),
     table("Users, the costliest first", [
       ["User", (row) => rowLink(row.userId, "users", row.userId), "first"],
-      ["Cost", (row) => (unknown ? costs(summed(row, unknown.has(row.userId))) : "…"), "number"],
+      ["Cost", (row) => (unknown ? costs(summed(row, { unknown: unknown.has(row.userId) })) : "…"), "number"],
       ["Tokens", (row) => whole(row.sum_totalTokens), "number"],
       ["Model calls", (row) => countText(calls, row.userId), "number"],
       ["Traces", (row) => countText(roots, row.userId), "number"],
@@ -177,7 +180,7 @@ async function user(id) {
     if (!sums) {
       return show(title("No such user"), h("p", {}, "Nothing is stored for ", h("code", {}, id), "."));
     }
-    const total = summed(sums, unknown.has(id));
+    const total = summed(sums, { unknown: unknown.has(id) });
     const talks = unique(data.map((row) => row.sessionId).filter(Boolean));
     show(
       title(`User ${id}`),

@@ -1,8 +1,9 @@
 // One trace: its observations as a tree and a timeline, and all that is stored of the chosen one.
 
+import { all, is, observations } from "./api.js";
 import {
-  all, attempt, chip, costs, facts, follow, h, is, isPriced, lasted, levelChip, link, ms, observations, path,
-  scoreTable, show, shown, spent, table, title, totals, typeChip, usd, when, whole, withQuery,
+  attempt, chip, costs, facts, follow, h, isPriced, lasted, levelChip, link, ms, path, scoreTable, show, shown, spent,
+  table, title, totals, typeChip, usd, when, whole, withQuery,
 } from "./base.js";
 
 const FIELDS = "core,basic,time,model,usage,prompt,metrics,trace_context";

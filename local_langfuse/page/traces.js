@@ -1,9 +1,11 @@
 // The list of traces, newest first, and its filters.
 
 import {
-  IS_ROOT, LEVELS, MOST, NO_COST, allObservations, among, chip, costs, follow, go, h, is, isPriced, lasted, levelChip,
-  link, metrics, ms, nothing, observations, openView, path, pulse, rowLink, s, show, spent, sum, summed, table,
-  timeText, title, unique, unpricedCalls, when, where, whole, withQuery, worst,
+  IS_ROOT, MOST, NO_COST, allObservations, among, is, metrics, observations, pulse, summed, unpricedCalls, where,
+} from "./api.js";
+import {
+  LEVELS, chip, costs, follow, go, h, isPriced, lasted, levelChip, link, ms, nothing, openView, path, rowLink, s, show,
+  spent, sum, table, timeText, title, unique, when, whole, withQuery, worst,
 } from "./base.js";
 
 const PAGE = 50;
@@ -258,20 +260,25 @@ async function summedUp(taken) {
   if (!taken.length) return [];
   const ids = unique(taken.map((row) => row.traceId));
   const query = { by: ["traceId", "level"], filters: inTraces(ids), top: "sum totalCost" };
-  const [sums, roots, unpriced] = await Promise.all([
+  const [sums, roots, free] = await Promise.all([
     metrics("observations", ["sum totalCost", "sum totalTokens"], query),
     allObservations([IS_ROOT, ...inTraces(ids)], "core"),
-    tracesOfUnknownCost(ids),
+    allObservations([...NO_COST, ...inTraces(ids)], "core,usage"),
   ]);
   const firstRoots = new Map(roots.map((row) => [row.traceId, row.id])); // newest first, so the last one stays
   const parts = Map.groupBy(sums, (row) => row.traceId);
+  const withoutCost = Map.groupBy(free, (row) => row.traceId);
   return taken.filter((row) => row.id === firstRoots.get(row.traceId)).map((row) => {
     const own = parts.get(row.traceId) ?? [];
     const total = {
       sum_totalTokens: sum(own, (part) => part.sum_totalTokens),
       sum_totalCost: sum(own, (part) => part.sum_totalCost),
     };
-    const level = worst([row.level, ...own.map((part) => part.level)]);
-    return { ...row, ...summed(total, unpriced.includes(row.traceId)), level };
+    const calls = withoutCost.get(row.traceId) ?? [];
+    return {
+      ...row,
+      ...summed(total, { unknown: calls.some((call) => !isPriced(call)), free: calls.some(isPriced) }),
+      level: worst([row.level, ...own.map((part) => part.level)]),
+    };
   });
 }
