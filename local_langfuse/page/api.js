@@ -91,15 +91,18 @@ export async function inParts(texts, ask) {
   return (await Promise.all(parts.filter((part) => part.length).map(ask))).flat();
 }
 
-/** Numbers that change when something is stored: cheap to ask for, whatever a view shows. */
-export async function pulse() {
-  const [[stored], ...scores] = await Promise.all([
-    metrics("observations", ["count count"]),
-    metrics("scores-numeric", ["count count", "sum value"]),
-    metrics("scores-categorical", ["count count"]),
-  ]);
-  return { stored: stored?.count_count ?? 0, scores };
+/** How many observations are stored: cheap to ask for, whatever a view shows of them. */
+export async function countStored() {
+  const [row] = await metrics("observations", ["count count"]);
+  return row?.count_count ?? 0;
 }
+
+/** Numbers that change when an observation or a score is stored. */
+export const countAll = () => Promise.all([
+  countStored(),
+  metrics("scores-numeric", ["count count", "sum value"]),
+  metrics("scores-categorical", ["count count"]),
+]);
 
 /** Calls without a cost: among them those of unknown cost, which `isPriced` tells apart. */
 export const NO_COST = [isFilled("model"), where("number", "totalCost", "=", 0)];

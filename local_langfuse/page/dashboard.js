@@ -1,6 +1,6 @@
 // Numbers over time, as charts: what was spent, how fast and how good it was.
 
-import { IS_CALL, IS_ROOT, MOST, among, isFilled, metrics, pulse, unpricedCalls, where } from "./api.js";
+import { IS_CALL, IS_ROOT, MOST, among, countAll, isFilled, metrics, unpricedCalls, where } from "./api.js";
 import {
   costs, follow, go, h, lasted, nothing, openView, path, rounded, show, sum, title, unique, usd, whole, withQuery,
 } from "./base.js";
@@ -52,9 +52,9 @@ export async function dashboard() {
 
   // The period moves on with the clock, also where nothing new is stored.
   const step = granularity === "minute" ? HOUR_MS / 60 : HOUR_MS;
-  const ask = async () => ({ ...await pulse(), step: Math.floor(Date.now() / step) });
+  const ask = async () => [...await countAll(), Math.floor(Date.now() / step)];
   let isDrawn = false;
-  await follow(ask, async ({ stored }) => {
+  await follow(ask, async ([stored]) => {
     if (!stored) {
       return show(title("Dashboard"), nothing("Nothing is stored yet", "python 01_langfuse_setup.py",
         "The charts are drawn from what the lessons store. Lesson 4 stores a day of traffic."));

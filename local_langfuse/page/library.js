@@ -1,6 +1,6 @@
 // What is kept beside the traces: prompts with their versions, datasets, and experiments side by side.
 
-import { EVER, all, get, pages, pulse } from "./api.js";
+import { EVER, all, countAll, get, pages } from "./api.js";
 import {
   chip, follow, go, h, link, ms, nothing, parsed, path, rowLink, scoreText, shorter, show, shown, table, title, unique,
   when, withQuery,
@@ -133,7 +133,7 @@ function scoreChips(scores, baseline = []) {
 
 /** What is asked again and again: whether spans or scores came in, or a dataset or its items changed. */
 const ask = async (datasetName) => [
-  await pulse(),
+  await countAll(),
   await pages("v2/datasets"),
   datasetName && (await get("dataset-items", { datasetName, limit: 1 })),
 ];

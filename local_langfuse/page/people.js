@@ -1,8 +1,8 @@
 // Conversations and people: sessions, one session, users, one user.
 
 import {
-  IS_CALL, IS_ROOT, MOST, NO_COST, all, allObservations, among, inParts, is, isFilled, metrics, observations, pulse,
-  summed, unpricedCalls, where,
+  IS_CALL, IS_ROOT, MOST, NO_COST, all, allObservations, among, countStored, inParts, is, isFilled, metrics,
+  observations, summed, unpricedCalls, where,
 } from "./api.js";
 import {
   costs, facts, follow, h, isPriced, lasted, link, ms, nothing, path, rowLink, scoreTable, show, shown, spent, table,
@@ -51,7 +51,7 @@ export async function sessions(id) {
     }));
   };
   if (cursor) await draw();
-  else await follow(pulse, draw);
+  else await follow(countStored, draw);
 }
 
 function sessionList({ turns, next, sums, counts, unknown }) {
@@ -110,7 +110,7 @@ const turn = (root, total) => h("li", { "data-key": root.id },
 export async function users(id) {
   if (id) return user(id);
   let isDrawn = false;
-  await follow(pulse, async () => {
+  await follow(countStored, async () => {
     const rows = await metrics("observations", ["sum totalCost", "sum totalTokens"],
       { by: ["userId"], top: "sum totalCost" });
     const costliest = rows.filter((row) => row.userId).slice(0, SHOWN);
@@ -170,7 +170,7 @@ function userList({ rows, note, calls, roots, unknown, isAll = true }) {
 
 async function user(id) {
   const mine = [is("userId", id)];
-  await follow(pulse, async () => {
+  await follow(countStored, async () => {
     const [{ data }, [sums], { calls, roots, unknown }] = await Promise.all([
       observations([IS_ROOT, ...mine], { limit: 50, fields: "core,basic" }),
       metrics("observations", ["sum totalCost", "sum totalTokens"],

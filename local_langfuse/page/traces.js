@@ -1,7 +1,7 @@
 // The list of traces, newest first, and its filters.
 
 import {
-  IS_ROOT, MOST, NO_COST, allObservations, among, is, metrics, observations, pulse, summed, unpricedCalls, where,
+  IS_ROOT, MOST, NO_COST, allObservations, among, countStored, is, metrics, observations, summed, unpricedCalls, where,
 } from "./api.js";
 import {
   LEVELS, chip, costs, follow, go, h, isPriced, lasted, levelChip, link, ms, nothing, openView, path, rowLink, s, show,
@@ -9,6 +9,7 @@ import {
 } from "./base.js";
 
 const PAGE = 50;
+const FEW = 200; // observations: more are found soon enough on the way
 const TYPING_MS = 400;
 const NUMBER = String.raw`\s*[<>]?=?\s*\$?\d*\.?\d+\s*`;
 const FILTERS = {
@@ -82,7 +83,7 @@ export async function traces() {
   }
   draw(foot("Looking …"));
   if (cursor) await load();
-  else await follow(pulse, load);
+  else await follow(countStored, load);
 }
 
 // The form
@@ -196,7 +197,7 @@ function comparison(text) {
 
 /**
  * A sieve is given trace ids and returns those that fit. Given null it returns all that fit in the whole database, or
- * null where they are too many for one answer.
+ * null where they are many.
  */
 function sievesFor({ text, level, tokens, cost }) {
   const ofLevel = level ? [among("level", [level])] : [];
@@ -219,7 +220,7 @@ async function tracesWith(seeks, ids) {
   for (const seek of seeks) {
     if (ids) found.push(...await allObservations([...seek, ...inTraces(ids)], "core"));
     else {
-      const { data, meta } = await observations(seek, { limit: MOST, fields: "core" });
+      const { data, meta } = await observations(seek, { limit: FEW, fields: "core" });
       if (meta.cursor) return null;
       found.push(...data);
     }
