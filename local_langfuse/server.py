@@ -68,8 +68,12 @@ API = "/api/public"
 # The page: these files and no other, read once. Which view is shown, app.js decides by the address.
 PAGE = Path(__file__).parent / "page"
 INDEX = "index.html"
-SCRIPTS = ("app.js", "base.js", "views.js")
-FILES = {INDEX: "text/html", "style.css": "text/css", **dict.fromkeys(SCRIPTS, "text/javascript")}
+SCRIPTS = ("api", "app", "base", "chart", "dashboard", "library", "people", "trace", "traces")
+FILES = {
+    INDEX: "text/html",
+    "style.css": "text/css",
+    **{f"{name}.js": "text/javascript" for name in SCRIPTS},
+}
 VIEWS = ("traces", "sessions", "users", "dashboard", "prompts", "datasets", "experiments")
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"

@@ -101,6 +101,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             FROM observations WHERE experiment_id IS NOT NULL
             AND id = json_extract(experiment, '$."item.root_observation_id"')""",
     ),
+    (
+        # Sums of a few traces out of many, in the form in which the Metrics API groups by trace.
+        """CREATE INDEX observations_by_trace_sums ON observations
+            (nullif(trace_id, ''), level, total_tokens, total_cost, start_ms)""",
+    ),
 )
 
 

@@ -1,31 +1,31 @@
 """The page, in a real browser: headless Chromium on what the lessons stored."""
 
-import fcntl
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
-from conftest import LESSONS, Desk, stored_observations
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM and "CI" not in os.environ,
-    reason="needs Chromium, for example from `apt install chromium`; in CI it must be there",
+from browsing import (
+    SPANS,
+    TRACE,
+    TYPING_MS,
+    needs_chromium,
+    opened,
+    paged_traces,
+    serving,
+    settled,
+    shown_traces,
 )
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-OPTIONS += ["--disable-background-networking", "--disable-component-update"]
-SPANS = "/api/public/otel/v1/traces"
-TRACE = "0af7651916cd43dd8448eb211c80319c"
-NOW_NS = 1_795_198_770_000_000_000
+from conftest import LESSONS, Desk, stored_observations
+from playwright.sync_api import Page, expect
+
+pytest_plugins = ["browsing"]
+pytestmark = needs_chromium
 VIEWS = ("traces", "sessions", "users", "dashboard", "prompts", "datasets")
 
 
@@ -56,71 +56,11 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Iterator[Shop]:
-    # The first process that gets here runs the lessons; the others wait, and read what it stored.
-    folder = tmp_path_factory.getbasetemp().parent / "shop"
-    folder.mkdir(exist_ok=True)
-    desk, said = Desk(folder, vocabulary), folder / "printed.json"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
-            with ThreadPoolExecutor() as pool:
-                printed = {ran.args[1][:2]: ran.stdout for ran in pool.map(desk.run, LESSONS)}
-            said.write_text(json.dumps(printed))
-    with desk.serving() as client:
-        yield Shop(client, json.loads(said.read_text()), stored_observations(client))
-
-
-@pytest.fixture
-def fresh(desk: Desk) -> Iterator[httpx.Client]:
-    """A served database in which nothing is stored."""
-    with desk.serving() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def wrong() -> list[str]:
-    """What the browser complained about."""
-    return []
-
-
-@pytest.fixture
-def tab(browser: Browser, wrong: list[str]) -> Iterator[Page]:
-    """A page that must not raise, complain or break its Content-Security-Policy."""
-    context = browser.new_context(viewport={"width": 1280, "height": 860}, timezone_id="UTC")
-    page = context.new_page()
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-    page.on("dialog", lambda dialog: wrong.append(dialog.message))
-    page.add_init_script(
-        "addEventListener('securitypolicyviolation', e => console.error(e.violatedDirective))"
-    )
-    yield page
-    context.close()
-    assert wrong == []
-
-
-def opened(page: Page, client: httpx.Client, path: str) -> Page:
-    page.goto(f"{client.base_url}".rstrip("/") + path)
-    settled(page)
-    return page
-
-
-def settled(page: Page) -> None:
-    expect(page.locator("main:not([aria-busy]) h1")).to_be_visible()
-
-
-def shown_traces(page: Page) -> list[str]:
-    links = page.locator("table[aria-label=Traces] a.row")
-    hrefs: list[str] = links.evaluate_all("links => links.map(link => link.pathname)")
-    return [href.rpartition("/")[2] for href in hrefs]
+    desk = Desk(tmp_path_factory.mktemp("shop"), vocabulary)
+    with ThreadPoolExecutor() as pool:
+        printed = {ran.args[1][:2]: ran.stdout for ran in pool.map(desk.run, LESSONS)}
+    with serving(desk.db) as client:
+        yield Shop(client, printed, stored_observations(client))
 
 
 # The views
@@ -163,14 +103,12 @@ def test_the_link_that_a_lesson_printed_shows_its_trace(lesson: str, shop: Shop,
     rows = [row for row in shop.rows if row["traceId"] == trace_id]
     items = tab.get_by_role("treeitem")
     expect(items).to_have_count(len(rows))
-    assert {*items.evaluate_all("all => all.map(one => one.dataset.id)")} == {
-        row["id"] for row in rows
-    }
-    for row in rows:
-        item = tab.locator(f"[data-id='{row['id']}']")
-        expect(item).to_contain_text(row["name"])
-        expect(item).to_contain_text(row["type"].lower())
-        assert item.locator(".bar").bounding_box() is not None
+    shown = items.evaluate_all(
+        "all => all.map(one => [one.dataset.key, one.querySelector('b').textContent,"
+        " one.querySelector('.chip').textContent, one.querySelector('.bar').clientWidth > 0])"
+    )
+    wanted = [[row["id"], row["name"], row["type"].lower(), True] for row in rows]
+    assert sorted(shown) == sorted(wanted)
 
 
 def test_the_tree_shows_depth_time_cost_and_failure(shop: Shop, tab: Page) -> None:
@@ -181,18 +119,23 @@ def test_the_tree_shows_depth_time_cost_and_failure(shop: Shop, tab: Page) -> No
         depth, above = 1, row["parentObservationId"]
         while above in by_id:
             depth, above = depth + 1, by_id[above]["parentObservationId"]
-        expect(tab.locator(f"[data-id='{row['id']}']")).to_have_attribute("aria-level", str(depth))
+        item = tab.locator(f"[role=treeitem][data-key='{row['id']}']")
+        expect(item).to_have_attribute("aria-level", str(depth))
     failed = next(row for row in rows if row["level"] == "ERROR")
-    item = tab.locator(f"[data-id='{failed['id']}']")
+    item = tab.locator(f"[role=treeitem][data-key='{failed['id']}']")
     expect(item.locator(".chip.ERROR")).to_be_visible()
     item.click()
     expect(tab.locator(".detail .status")).to_have_text(failed["statusMessage"])
     expect(tab).to_have_url(re.compile(f"observation={failed['id']}"))
     # The bars lie as the observations do: what starts later, starts further to the right.
-    bars = {row["id"]: tab.locator(f"[data-id='{row['id']}'] .bar").bounding_box() for row in rows}
-    by_start = sorted(rows, key=lambda row: row["startTime"])
-    lefts = [box["x"] for row in by_start if (box := bars[row["id"]])]
-    assert lefts == sorted(lefts)
+    lefts = tab.get_by_role("treeitem").evaluate_all(
+        "all => all.map(one => [one.dataset.key,"
+        " one.querySelector('.bar').getBoundingClientRect().left])"
+    )
+    starts = {row["id"]: row["startTime"] for row in rows}
+    in_order = [left for _, left in sorted(lefts, key=lambda one: starts[one[0]])]
+    assert len(in_order) == len(rows)
+    assert in_order == sorted(in_order)
 
 
 def test_an_observation_shows_all_that_is_stored_of_it(shop: Shop, tab: Page) -> None:
@@ -227,7 +170,9 @@ def test_scores_stand_where_they_were_given(shop: Shop, tab: Page) -> None:
 def test_an_unknown_cost_is_never_a_zero(shop: Shop, tab: Page) -> None:
     row = next(row for row in shop.rows if row["model"] and not row["costDetails"])
     opened(tab, shop.client, f"/project/local/traces/{row['traceId']}?observation={row['id']}")
-    expect(tab.locator(f"[data-id='{row['id']}'] .number").last).to_have_text("unknown")
+    expect(tab.locator(f"[role=treeitem][data-key='{row['id']}'] .number").last).to_have_text(
+        "unknown"
+    )
     usage = tab.get_by_role("table", name="Usage")
     expect(usage).to_contain_text("unknown")
     expect(usage).not_to_contain_text("$")
@@ -284,17 +229,25 @@ def test_a_chart_says_its_values_to_pointer_and_keyboard(shop: Shop, tab: Page) 
     expect(tab.locator(".tiles")).to_contain_text("Error rate")
 
 
-def test_two_versions_of_a_prompt_differ_line_by_line(fresh: httpx.Client, tab: Page) -> None:
-    name = "answer/from handbook"
-    for text in ("Answer.\nBe brief.\n{{passages}}", "Answer.\nBe kind.\n{{passages}}"):
-        body = {"name": name, "prompt": text, "labels": ["production"]}
-        assert fresh.post("/api/public/v2/prompts", json=body).status_code == 201
-    opened(tab, fresh, "/prompts")
-    tab.get_by_role("link", name=name).click()
-    expect(tab.locator(".versions a")).to_have_count(2)
-    expect(tab.locator(".versions [aria-current]")).to_contain_text("production")
-    expect(tab.locator("ins")).to_have_text("+ Be kind.")
-    expect(tab.locator("del")).to_have_text("- Be brief.")
+def test_a_model_has_one_colour_in_all_charts(shop: Shop, tab: Page) -> None:
+    opened(tab, shop.client, "/dashboard?period=24h")
+    tab.get_by_role("figure", name="Other scores").wait_for()
+    entries = (
+        "all => all.map(one => [one.textContent.replace(' (cost unknown)', ''), one.className])"
+    )
+    legends = {
+        name: tab.get_by_role("figure", name=name, exact=True).locator("li").evaluate_all(entries)
+        for name in ("Cost by model", "Model calls", "Scores from 0 to 1")
+    }
+    cost, calls = dict(legends["Cost by model"]), dict(legends["Model calls"])
+    assert len(cost) > 3
+    assert cost.items() <= calls.items()
+    for legend in legends.values():
+        colours = [colour for _, colour in legend if colour != "series-rest"]
+        assert len(colours) == len({*colours}) >= 5
+    # What is drawn has the legend's colours.
+    drawn = tab.get_by_role("figure", name="Cost by model").locator("rect[class^=series]")
+    assert {*drawn.evaluate_all("all => all.map(one => one.className.baseVal)")} <= {*cost.values()}
 
 
 def test_experiments_stand_side_by_side(shop: Shop, tab: Page) -> None:
@@ -351,6 +304,7 @@ def test_a_filter_finds_what_fits_and_stands_in_the_address(
         field.select_option(value)
     else:
         field.fill(value)
+    tab.clock.fast_forward(TYPING_MS)
     expect(tab).to_have_url(re.compile(rf"\?{key}="))
     settled(tab)
     found = tab.locator(".more span")
@@ -384,19 +338,7 @@ def test_filters_add_up_and_can_be_cleared(shop: Shop, tab: Page) -> None:
 
 
 def test_every_trace_is_on_one_page(shop: Shop, tab: Page) -> None:
-    opened(tab, shop.client, "/")
-    seen: list[str] = []
-    while True:
-        expect(tab.locator(".more span")).to_have_text(re.compile("shown"))
-        seen += shown_traces(tab)
-        older = tab.get_by_role("link", name="Older traces")
-        if not older.count():
-            break
-        older.click()
-        expect(tab.locator("table a.row").first).not_to_have_attribute(
-            "href", f"/project/local/traces/{seen[-50]}"
-        )
-        settled(tab)
+    seen = paged_traces(opened(tab, shop.client, "/"))
     starts = {trace_id: rows[0]["startTime"] for trace_id, rows in shop.traces().items()}
     assert len(seen) == len(starts)
     assert {*seen} == {*starts}
@@ -405,203 +347,22 @@ def test_every_trace_is_on_one_page(shop: Shop, tab: Page) -> None:
     )
 
 
-# What is stored
-
-
-def span(number: int, parent: int = 0, **attributes: str) -> dict[str, Any]:
-    start = NOW_NS + number * 1_000_000
-    return {
-        "traceId": TRACE,
-        "spanId": f"{number:016x}",
-        **({"parentSpanId": f"{parent:016x}"} if parent else {}),
-        "name": f"step-{number}",
-        "startTimeUnixNano": str(start),
-        "endTimeUnixNano": str(start + 5_000_000),
-        "attributes": [
-            {"key": key.replace("__", "."), "value": {"stringValue": value}}
-            for key, value in attributes.items()
-        ],
-    }
-
-
-def send(client: httpx.Client, *spans: dict[str, Any]) -> None:
-    body = {"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {}, "spans": spans}]}]}
-    client.post(SPANS, json=body).raise_for_status()
-
-
-LESSON_FOR = {
-    "traces": "01",
-    "sessions": "02",
-    "users": "02",
-    "dashboard": "01",
-    "prompts": "03",
-    "datasets": "05",
-}
-
-
-@pytest.mark.parametrize(("view", "lesson"), [*LESSON_FOR.items()])
-def test_an_empty_database_says_how_to_fill_it(
-    view: str, lesson: str, fresh: httpx.Client, tab: Page
-) -> None:
-    opened(tab, fresh, f"/project/local/{view}")
-    expect(tab.locator("main .nothing")).to_contain_text(
-        f"python {next(name for name in LESSONS if name.startswith(lesson))}"
-    )
-
-
-def test_a_trace_appears_while_one_looks(fresh: httpx.Client, tab: Page) -> None:
-    opened(tab, fresh, "/")
-    expect(tab.locator("main")).to_contain_text("Nothing is stored yet")
-    send(fresh, span(1))
-    expect(tab.locator("table")).to_contain_text("step-1")
-    tab.get_by_role("link", name="step-1").click()
-    expect(tab.get_by_role("treeitem")).to_have_count(1)
-    send(fresh, span(2, 1))
-    expect(tab.get_by_role("treeitem")).to_have_count(2)
-
-
-def test_a_server_that_was_started_again_is_asked_again(
-    desk: Desk, tab: Page, wrong: list[str]
-) -> None:
-    with desk.serving() as client:
-        send(client, span(1))
-        opened(tab, client, "/")
-        expect(tab.locator("table")).to_contain_text("step-1")
-    expect(tab.locator("#said")).to_contain_text("is it still running?")
-    with desk.serving() as client:
-        send(client, span(2), {**span(3), "traceId": f"{7:032x}"})
-        expect(tab.locator("table")).to_contain_text("step-3")
-        expect(tab.locator("#said")).to_be_empty()
-    assert all("ERR_CONNECTION" in text or "401" in text for text in wrong)
-    wrong.clear()
-
-
-def test_five_hundred_observations_are_one_readable_trace(fresh: httpx.Client, tab: Page) -> None:
-    send(fresh, span(1), *(span(number, max(1, number // 3)) for number in range(2, 501)))
-    opened(tab, fresh, f"/project/local/traces/{TRACE}?observation={400:016x}")
-    items = tab.get_by_role("treeitem")
-    expect(items).to_have_count(500)
-    expect(tab.locator("[aria-selected=true]")).to_contain_text("step-400")
-    expect(tab.locator("[aria-selected=true]")).to_be_in_viewport()
-    items.first.focus()
-    items.first.click()
-    tab.keyboard.press("ArrowLeft")
-    expect(items).to_have_count(1)
-
-
-def test_spans_in_a_circle_are_shown_once(fresh: httpx.Client, tab: Page) -> None:
-    send(fresh, span(1), span(3, 4), span(4, 3), span(5, 99))
-    opened(tab, fresh, f"/project/local/traces/{TRACE}")
-    expect(tab.get_by_role("treeitem")).to_have_count(4)
-
-
-ATTACK = '<img src=x onerror="window.__hacked=1"><script>window.__hacked=1</script>\'"&{{7*7}}'
-LINK = "javascript:window.__hacked=1"
-
-
-def test_hostile_text_is_shown_as_text_and_never_runs(fresh: httpx.Client, tab: Page) -> None:
-    parts = ("input", "output", "model__name", "status_message", "level", "prompt__name", "type")
-    hostile: Any = {f"langfuse__observation__{part}": ATTACK for part in parts}
-    common: Any = {"user__id": ATTACK, "session__id": ATTACK, "langfuse__trace__tags": ATTACK}
-    chat = json.dumps([{"role": ATTACK, "content": ATTACK, ATTACK: {ATTACK: [ATTACK, LINK]}}])
-    usage = json.dumps({ATTACK: 5})
-    send(
-        fresh,
-        {**span(1, **hostile, **common), "name": ATTACK},
-        {
-            **span(2, 1, **{f"langfuse.observation.metadata.{ATTACK}": ATTACK}, **common),
-            "name": LINK,
-        },
-        span(3, 1, langfuse__observation__input=chat, langfuse__observation__output=chat),
-        span(
-            4,
-            1,
-            langfuse__observation__usage_details=usage,
-            langfuse__observation__model__name=ATTACK,
-        ),
-    )
-    score = {"name": ATTACK, "value": ATTACK, "comment": ATTACK, "traceId": TRACE}
-    in_session = {"name": ATTACK, "value": 1, "comment": ATTACK, "sessionId": ATTACK}
-    fresh.post("/api/public/scores", json=[score, in_session]).raise_for_status()
-    for text in (ATTACK, f"{ATTACK}\nmore"):
-        body = {"name": ATTACK, "prompt": text, "commitMessage": ATTACK, "tags": [ATTACK]}
-        fresh.post("/api/public/v2/prompts", json=body).raise_for_status()
-    dataset = {"name": ATTACK, "description": ATTACK}
-    fresh.post("/api/public/v2/datasets", json=dataset).raise_for_status()
-    item = {"datasetName": ATTACK, "input": ATTACK, "expectedOutput": {ATTACK: ATTACK}}
-    fresh.post("/api/public/dataset-items", json=item).raise_for_status()
-
-    def harmless() -> None:
-        expect(tab.locator("main")).to_contain_text(ATTACK)
-        assert tab.locator("main img, main script, main iframe, main [onerror]").count() == 0
-        assert tab.locator("a[href^='javascript']").count() == 0
-        assert tab.evaluate("window.__hacked") is None
-
-    for view in ("traces", "sessions", "users", "prompts", "datasets"):
-        opened(tab, fresh, f"/project/local/{view}")
-        harmless()
-        link = tab.locator("a.row").first
-        link.click()
-        settled(tab)
-        harmless()
-    opened(tab, fresh, "/dashboard?period=90d")
-    expect(tab.get_by_role("figure", name="Scores from 0 to 1")).to_contain_text(ATTACK)
-    harmless()
-    for number in (1, 2, 3, 4):
-        opened(tab, fresh, f"/project/local/traces/{TRACE}?observation={number:016x}")
-        expect(tab.locator(".detail h2")).to_be_visible()
-        harmless()
-    opened(
-        tab, fresh, f"/project/local/traces?{httpx.QueryParams({'name': ATTACK, 'cursor': ATTACK})}"
-    )
-    assert tab.evaluate("window.__hacked") is None
-
-
-def test_texts_messages_and_json_each_have_their_form(fresh: httpx.Client, tab: Page) -> None:
-    chat = [
-        {"role": "system", "content": "Answer."},
-        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "search"}}]},
-    ]
-    send(
-        fresh,
-        span(
-            1,
-            langfuse__observation__input=json.dumps({"messages": chat}),
-            langfuse__observation__output=json.dumps({"a": {"b": [1, None, True]}}),
-        ),
-        span(
-            2,
-            1,
-            langfuse__observation__input="[no JSON",
-            langfuse__observation__output="two\nlines",
-        ),
-    )
-    detail = opened(tab, fresh, f"/project/local/traces/{TRACE}").locator(".detail")
-    expect(detail.locator(".message")).to_have_count(2)
-    expect(detail.locator(".message").last).to_contain_text("search")
-    expect(detail.locator(".json summary").first).to_have_text("a: object of 1")
-    detail.locator(".json summary").first.click()
-    expect(detail.get_by_text("list of 3")).to_be_hidden()
-    opened(tab, fresh, f"/project/local/traces/{TRACE}?observation={2:016x}")
-    expect(detail.locator("pre").nth(0)).to_have_text("[no JSON")
-    expect(detail.locator("pre").nth(1)).to_have_text("two\nlines")
-
-
 # Everyone's eyes and hands
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_view_fits_a_phone_and_has_contrast(scheme: Any, shop: Shop, tab: Page) -> None:
-    tab.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+def test_every_view_fits_a_phone_and_has_contrast(shop: Shop, tab: Page) -> None:
     rows = shop.trace("answer-from-handbook", level="ERROR")
     trace = f"traces/{rows[0]['traceId']}?observation={rows[-1]['id']}"
     session = f"sessions/{rows[0]['sessionId']}"
+    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
     for view in (*VIEWS, trace, session, "prompts/answer-from-handbook", "datasets/shop-questions"):
-        tab.set_viewport_size({"width": 1280, "height": 860})
         opened(tab, shop.client, f"/project/local/{view}")
-        assert tab.evaluate(CONTRAST) == [], view
-        tab.set_viewport_size({"width": 390, "height": 800})
-        tab.wait_for_function("document.documentElement.scrollWidth === 390")
+        for width in (1280, 390):
+            tab.set_viewport_size({"width": width, "height": 860})
+            tab.wait_for_function(f"document.documentElement.scrollWidth === {width}")
+            for scheme in schemes:
+                tab.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+                assert tab.evaluate(CONTRAST) == [], f"{view} at {width}, {scheme}"
 
 
 # Texts that do not stand out from what is behind them, by WCAG's formula.
@@ -715,8 +476,9 @@ def test_only_our_own_page_is_signed_in_and_only_to_read(shop: Shop) -> None:
 
 
 def test_no_file_is_handed_out_but_the_pages_own(shop: Shop) -> None:
-    kinds = {"style.css": "text/css", "app.js": "text/javascript", "base.js": "text/javascript"}
-    for name, kind in kinds.items():
+    folder = Path(__file__).parents[1] / "local_langfuse" / "page"
+    scripts = dict.fromkeys((path.name for path in folder.glob("*.js")), "text/javascript")
+    for name, kind in {**scripts, "style.css": "text/css"}.items():
         answer = shop.client.get(f"/page/{name}")
         assert answer.headers["content-type"].startswith(kind)
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -738,16 +500,11 @@ def test_no_file_is_handed_out_but_the_pages_own(shop: Shop) -> None:
         assert "import asyncio" not in shop.client.get(path).text
 
 
-def test_the_page_asks_nobody_else(shop: Shop, tab: Page) -> None:
-    asked: list[str] = []
-    tab.on("request", lambda request: asked.append(request.url))
-    for view in VIEWS:
-        opened(tab, shop.client, f"/project/local/{view}")
-    home = str(shop.client.base_url)
-    assert [url for url in asked if not url.startswith((home, "data:"))] == []
+def test_no_script_makes_elements_of_text_or_knows_another_address() -> None:
     folder = Path(__file__).parents[1] / "local_langfuse" / "page"
-    for script in folder.glob("*.js"):
-        source = script.read_text()
+    scripts = [path.read_text() for path in folder.glob("*.js")]
+    assert scripts
+    for source in scripts:
         assert not re.findall(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", source
         )

@@ -1,178 +1,309 @@
-// What every view needs: elements, texts of values, and the public API, asked as a script would.
+// What every view needs: to follow what is stored, to draw, and the texts of values.
 // Whatever a trace contains becomes a text node or an attribute, never HTML.
 
-const BASE = "/project/local", LIVE_MS = 2000;
-const main = document.getElementById("main"), said = document.getElementById("said");
-let leaving = new AbortController(); // aborted when another view opens
+const BASE = "/project/local";
+const LIVE_MS = 2000;
+const main = document.getElementById("main");
+const said = document.getElementById("said");
+
+// One view is open at a time. All that a view waits for is the API, and leaving the view aborts that:
+// a view that was left never goes on, and cannot draw over the next.
+
+let leaving = new AbortController();
+let opened = null;
+let shownLast = null;
+
+/** Leave the view that is open for that of this name; return the signal that tells it when it is left in its turn. */
+export function leaveFor(name) {
+  opened = name;
+  leaving.abort();
+  leaving = new AbortController();
+  said.textContent = "";
+  return leaving.signal;
+}
+
+export const openView = () => leaving.signal;
 
 /** Open an address of this page. */
 export function go(url, replaces = false) {
   history[replaces ? "replaceState" : "pushState"](null, "", url);
-  dispatchEvent(new PopStateEvent("popstate"));
+  dispatchEvent(new Event("go"));
 }
-/** Stop what the view before still asks for; return whether it is this view's turn no more. */
-export function leave() {
-  leaving.abort();
-  leaving = new AbortController();
+
+/**
+ * Call `draw` with what `ask` brings, and again whenever that has changed, while the view is open and can be seen.
+ * `ask` comes every two seconds, so it asks for something small: a count, a list of ids.
+ */
+export async function follow(ask, draw) {
   const { signal } = leaving;
-  return () => signal.aborted;
-}
-export const turn = () => leaving.signal;
-
-// Elements
-
-function put(node, props, children) {
-  for (const [key, value] of Object.entries(props)) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value);
-  }
-  node.append(...children.flat(9).filter((child) => child !== null && child !== undefined && child !== false));
-  return node;
-}
-export const h = (tag, props, ...children) => put(document.createElement(tag), props ?? {}, children);
-export const s = (tag, props, ...children) =>
-  put(document.createElementNS("http://www.w3.org/2000/svg", tag), props, children);
-export const path = (...parts) => `${BASE}/${parts.map(encodeURIComponent).join("/")}`;
-export const link = (text, ...parts) => (text ? h("a", { href: path(...parts) }, text) : null);
-export const chip = (text, kind = "") => h("span", { class: `chip ${kind}` }, text);
-export const shorter = (text, most = 160) => (text.length > most ? `${text.slice(0, most)}…` : text);
-export const show = (...nodes) => main.replaceChildren(...nodes.flat().filter(Boolean));
-export const title = (text, ...more) => {
-  document.title = `${text} · local_langfuse`;
-  return h("div", { class: "title" }, h("h1", {}, text), more);
-};
-
-/** A table whose rows become cards on a narrow screen: columns are [label, cell of row, class]. */
-export function table(name, columns, rows) {
-  const cellOf = (label, value, kind = "") => h("td", { "data-label": label, class: value === null || value === undefined ? `${kind} absent` : kind }, value ?? "–");
-  const row = (of) => h("tr", {}, columns.map(([label, cell, kind]) => cellOf(label, cell(of), kind)));
-  return h("table", { "aria-label": name },
-    h("thead", {}, h("tr", {}, columns.map(([label, , kind]) => h("th", { class: kind, scope: "col" }, label)))),
-    h("tbody", {}, rows.map(row)));
-}
-export const facts = (pairs) => h("dl", { class: "facts" }, pairs.filter(([, value]) => value?.length !== 0 && value)
-  .map(([key, value]) => h("div", {}, h("dt", {}, key), h("dd", {}, value))));
-export const nothing = (what, command, why) => h("section", { class: "nothing" }, h("h2", {}, what), h("p", {}, why),
-  h("pre", {}, command), h("p", {}, "This page shows it as soon as it is stored."));
-
-// Values
-
-export const sum = (rows, of) => rows.reduce((total, row) => total + of(row), 0);
-export const unique = (list) => [...new Set(list)];
-export const whole = (n) => Math.round(n).toLocaleString("en");
-export const rounded = (n) => String(Number(n.toPrecision(4)));
-export const usd = (n) => (n === 0 ? "$0" : n >= 1 ? `$${n.toFixed(2)}` : `$${Number(n.toPrecision(3)).toFixed(10).replace(/0+$/, "")}`);
-export const lasted = (ms) => (ms === null || ms === undefined ? null : ms > 0 && ms < 1 ? `${ms.toFixed(2)} ms` : ms < 1000
-  ? `${Math.round(ms)} ms` : ms < 60000 ? `${(ms / 1000).toFixed(2)} s` : `${Math.floor(ms / 60000)} min ${Math.round(ms / 1000) % 60} s`);
-/** Milliseconds since 1970 of a time with microseconds, which Date.parse would cut off. */
-export const ms = (time) => (time ? Date.parse(`${time.slice(0, 19)}Z`) + Number(`0.${/\.(\d+)/.exec(time)?.[1] ?? 0}`) * 1000 : null);
-export const spent = (row) => (row.endTime ? ms(row.endTime) - ms(row.startTime) : null);
-export const when = (time) => h("time", { datetime: time, title: time }, new Date(time).toLocaleString("en-GB",
-  { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" }));
-export const LEVELS = ["DEBUG", "DEFAULT", "WARNING", "ERROR"];
-export const levelChip = (level) => (level === "DEFAULT" ? h("span", { class: "quiet" }, level) : chip(level, level));
-
-/** What observations come to. A model whose price is not known has no costDetails: no $0. */
-export function totals(rows) {
-  const priced = rows.filter((row) => Object.keys(row.costDetails).length);
-  return { tokens: sum(rows, (row) => row.totalUsage), calls: rows.filter((row) => row.model).length,
-    cost: priced.length ? sum(priced, (row) => row.totalCost) : null,
-    unknown: rows.some((row) => row.model && !Object.keys(row.costDetails).length),
-    level: LEVELS[Math.max(...rows.map((row) => LEVELS.indexOf(row.level)), 0)] };
-}
-export const costs = ({ cost, unknown }) => [cost === null ? null : usd(cost), unknown ? "unknown" : null].filter(Boolean).join(" + ") || "–";
-
-// The API
-
-export async function get(name, query = {}, isSecond = false) {
-  const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== null);
-  const answer = await fetch(`/api/public/${name}?${new URLSearchParams(given)}`, { signal: leaving.signal });
-  if (answer.status === 401 && !isSecond) { // the server was started again: sign in again
-    await fetch("/", { cache: "no-store" });
-    return get(name, query, true);
-  }
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.message);
-  return body;
-}
-export async function all(name, query) {
-  const rows = [];
-  for (let cursor; ;) {
-    const { data, meta } = await get(name, { ...query, cursor });
-    rows.push(...data);
-    if (!(cursor = meta.cursor)) return rows;
-  }
-}
-export async function pages(name, query) { // the lists that number their pages
-  const first = await get(name, { ...query, limit: 100 });
-  const rest = Array.from({ length: first.meta.totalPages - 1 }, (_, i) => get(name, { ...query, limit: 100, page: i + 2 }));
-  return [first, ...await Promise.all(rest)].flatMap((answer) => answer.data);
-}
-export const where = (type, column, operator, value) => ({ type, column, operator, value });
-export const among = (column, ...values) => where("stringOptions", column, "any of", values);
-export const filled = (column) => where("stringOptions", column, "none of", [""]);
-export const IS_ROOT = where("boolean", "isRootObservation", "=", true), IS_CALL = among("type", "GENERATION", "EMBEDDING");
-export const observations = (filter, query = {}) => get("v2/observations", { filter: JSON.stringify(filter), ...query });
-export const EVER = { fromTimestamp: "2000-01-01T00:00:00Z", toTimestamp: "2100-01-01T00:00:00Z" };
-export async function metrics(view, names, dimensions = [], filters = [], more = {}) {
-  const parts = names.map((name) => name.split(" ")).map(([aggregation, measure]) => ({ aggregation, measure }));
-  const query = { view, metrics: parts, dimensions: dimensions.map((field) => ({ field })), filters, ...EVER,
-    config: { row_limit: 1000 }, ...more };
-  return (await get("v2/metrics", { query: JSON.stringify(query) })).data;
-}
-
-/** Call `refresh` again and again while this view is open and can be seen. */
-export function live(refresh) {
-  const { signal } = leaving;
+  let answer = await ask();
+  await draw(answer);
   const again = async () => {
     if (signal.aborted) return;
     try {
-      if (!document.hidden) { await refresh(); said.textContent = ""; }
+      if (!document.hidden) {
+        const now = await ask();
+        if (JSON.stringify(now) !== JSON.stringify(answer)) await draw(now);
+        answer = now;
+        said.textContent = "";
+      }
     } catch (error) {
-      if (error.name !== "AbortError") said.textContent = "The local instance does not answer: is it still running?";
+      if (signal.aborted) return;
+      said.textContent = error.message;
     }
     setTimeout(again, LIVE_MS);
   };
   setTimeout(again, LIVE_MS);
 }
 
-export function keepFocus(within, change) {
-  const key = within.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-  change();
-  if (key) within.querySelector(`a[href="${CSS.escape(key)}"]`)?.focus();
+/** Do what a person asked for in the open view; say what went wrong. */
+export async function attempt(work) {
+  const { signal } = leaving;
+  try {
+    await work();
+  } catch (error) {
+    if (!signal.aborted) said.textContent = error.message;
+  }
 }
 
-// Scores, inputs and outputs
+// Drawing. A view makes all its elements anew from what it knows, and `show` brings the page up to them,
+// changing only what differs: so the focus, the scroll, a selection and what was opened stay with the person.
+// A handler therefore finds its elements by its event: those that were made with it may never be shown.
+
+const isGiven = (child) => child !== null && child !== undefined && child !== false;
+
+function filled(node, props, children) {
+  for (const [key, value] of Object.entries(props)) {
+    if (key.startsWith("on")) {
+      node[key] = value;
+      node.handlers = { ...node.handlers, [key]: value };
+    } else if (key === "style") Object.assign(node.style, value);
+    else if (isGiven(value)) node.setAttribute(key, value);
+  }
+  node.append(...children.flat(Infinity).filter(isGiven));
+  return node;
+}
+
+/** An HTML element: `h("a", { href }, "text", more)`; a child that is null or false is left out. */
+export const h = (tag, props, ...children) => filled(document.createElement(tag), props, children);
+
+/** An SVG element. */
+export const s = (tag, props, ...children) =>
+  filled(document.createElementNS("http://www.w3.org/2000/svg", tag), props, children);
+
+export function show(...nodes) {
+  if (shownLast !== opened) main.replaceChildren();
+  shownLast = opened;
+  const focused = document.activeElement;
+  updateChildren(main, h("div", {}, nodes));
+  // To move an element takes the focus away from it.
+  if (focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
+}
+
+/** Bring `old` up to `fresh`. What has `data-own` belongs to the person: it stays as it is. */
+function update(old, fresh) {
+  if (old.nodeName !== fresh.nodeName || old.dataset?.key !== fresh.dataset?.key) return old.replaceWith(fresh);
+  if (old.nodeType === Node.TEXT_NODE) {
+    if (old.data !== fresh.data) old.data = fresh.data;
+    return;
+  }
+  if ("own" in old.dataset) return;
+  const names = [...old.attributes, ...fresh.attributes].map(({ name }) => name);
+  for (const name of unique(names)) {
+    const value = fresh.getAttribute(name);
+    if (name !== "open" && value !== old.getAttribute(name)) setAttribute(old, name, value);
+  }
+  for (const key of Object.keys(old.handlers ?? {})) old[key] = null;
+  Object.assign(old, fresh.handlers, { handlers: fresh.handlers });
+  updateChildren(old, fresh);
+}
+
+function setAttribute(node, name, value) {
+  if (name === "style") node.style.cssText = value ?? ""; // the policy forbids to set this attribute
+  else if (value === null) node.removeAttribute(name);
+  else node.setAttribute(name, value);
+  // What a person typed or chose hides these attributes, until they change.
+  if (name === "value") node.value = value ?? "";
+  if (name === "checked" || name === "selected") node[name] = value !== null;
+}
+
+/** Children with `data-key` are found again by it, wherever they are now; others by their place. */
+function updateChildren(old, fresh) {
+  const keyOf = (node) => node.dataset?.key;
+  const wanted = new Set([...fresh.children].map(keyOf));
+  for (const child of [...old.children]) {
+    if (!wanted.has(keyOf(child))) child.remove();
+  }
+  const byKey = new Map([...old.children].map((child) => [keyOf(child), child]));
+  let next = old.firstChild;
+  for (const child of [...fresh.childNodes]) {
+    const same = keyOf(child) === undefined ? next : byKey.get(keyOf(child));
+    byKey.delete(keyOf(child)); // nothing keeps two spans from having one id
+    if (!same) {
+      old.insertBefore(child, next);
+      continue;
+    }
+    if (same === next) next = next.nextSibling;
+    else old.insertBefore(same, next);
+    update(same, child);
+  }
+  while (next) {
+    const rest = next;
+    next = next.nextSibling;
+    rest.remove();
+  }
+}
+
+// Parts of views
+
+export const path = (...parts) => `${BASE}/${parts.map(encodeURIComponent).join("/")}`;
+export const withQuery = (address, query) => `${address}?${new URLSearchParams(query)}`;
+export const link = (text, ...parts) => (text ? h("a", { href: path(...parts) }, text) : null);
+export const rowLink = (text, ...parts) => h("a", { class: "row", href: path(...parts) }, text);
+export const chip = (text, kind = "") => h("span", { class: `chip ${kind}` }, text);
+export const typeChip = (row) => chip(row.type.toLowerCase(), row.type);
+export const levelChip = ({ level }) => (level === "DEFAULT" ? null : chip(level, level));
+
+export function title(text, ...more) {
+  document.title = `${text} · local_langfuse`;
+  return h("div", { class: "title" }, h("h1", {}, text), more);
+}
+
+/**
+ * A table, whose rows become cards on a narrow screen. A column is [label, cell of a row, class];
+ * `keyOf` tells the rows apart when the table is drawn again.
+ */
+export function table(name, columns, rows, keyOf = () => null) {
+  const cell = (row, [label, content, kind = ""]) => {
+    const value = content(row);
+    return h("td", { "data-label": label, class: isGiven(value) ? kind : `${kind} absent` }, value ?? "–");
+  };
+  const head = columns.map(([label, , kind]) => h("th", { class: kind, scope: "col" }, label));
+  const body = rows.map((row) => h("tr", { "data-key": keyOf(row) }, columns.map((column) => cell(row, column))));
+  return h("table", { "aria-label": name }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body));
+}
+
+/** Pairs of a name and what is known of it; a pair without a value is left out. */
+export function facts(pairs) {
+  const known = pairs.filter(([, value]) => value && value.length !== 0);
+  return h("dl", { class: "facts" }, known.map(([key, value]) => h("div", {}, h("dt", {}, key), h("dd", {}, value))));
+}
+
+export const nothing = (what, command, why) => h("section", { class: "nothing" },
+  h("h2", {}, what), h("p", {}, why), h("pre", {}, command), h("p", {}, "This page shows it as soon as it is stored."));
 
 export const scoreText = ({ value, dataType }) => (dataType === "NUMERIC" ? rounded(value) : String(value));
-export const scoreTable = (scores) => table("Scores", [["Score", (score) => score.name], ["Value", (score) => scoreText(score), "number"],
-  ["Comment", (score) => score.comment], ["Of", ({ subject }) => subject.kind]], scores);
+export const scoreTable = (scores) => table("Scores", [
+  ["Score", (score) => score.name],
+  ["Value", scoreText, "number"],
+  ["Comment", (score) => score.comment],
+  ["Of", ({ subject }) => subject.kind],
+], scores, (score) => score.id);
+
+// Values
+
+export const sum = (rows, of) => rows.reduce((total, row) => total + of(row), 0);
+export const unique = (list) => [...new Set(list)];
+export const shorter = (text, most = 160) => (text.length > most ? `${text.slice(0, most)}…` : text);
+export const whole = (n) => Math.round(n).toLocaleString("en");
+export const rounded = (n) => String(Number(n.toPrecision(4)));
+
+export function usd(n) {
+  if (n === 0) return "$0";
+  if (n >= 1) return `$${n.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 })}`;
+  return `$${Number(n.toPrecision(3)).toFixed(10).replace(/\.?0+$/, "")}`;
+}
+
+/** Milliseconds as a person reads them; null where there are none. */
+export function lasted(ms) {
+  if (ms === null || ms === undefined) return null;
+  if (ms > 0 && ms < 1) return `${ms.toFixed(2)} ms`;
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  if (ms < 60_000) return `${(ms / 1000).toFixed(2)} s`;
+  const seconds = Math.round(ms / 1000);
+  return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
+}
+
+/** Milliseconds since 1970 of a time with microseconds, which Date.parse would cut off. */
+export function ms(time) {
+  const [, second, fraction = "0"] = /^(.{19})(?:\.(\d+))?/.exec(time);
+  return Date.parse(`${second}Z`) + Number(`0.${fraction}`) * 1000;
+}
+export const spent = (row) => (row.endTime ? ms(row.endTime) - ms(row.startTime) : null);
+
+const CLOCK = { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" };
+export const timeText = (time) => new Date(time).toLocaleString("en-GB", CLOCK);
+export const when = (time) => h("time", { datetime: time, title: time }, timeText(time));
+
+export const LEVELS = ["DEBUG", "DEFAULT", "WARNING", "ERROR"];
+export const worst = (levels) => LEVELS[Math.max(...levels.map((level) => LEVELS.indexOf(level)))] ?? "DEFAULT";
+export const isPriced = (row) => Object.keys(row.costDetails).length > 0;
+
+/** What observations come to. A call whose price is not known has no costDetails: that is not $0. */
+export function totals(rows) {
+  const priced = rows.filter(isPriced);
+  return {
+    tokens: sum(rows, (row) => row.totalUsage),
+    cost: priced.length ? sum(priced, (row) => row.totalCost) : null,
+    unknown: rows.some((row) => row.model && !isPriced(row)),
+    level: worst(rows.map((row) => row.level)),
+  };
+}
+export const costs = ({ cost, unknown }) =>
+  [cost === null ? null : usd(cost), unknown ? "unknown" : null].filter(Boolean).join(" + ") || "–";
+
+// Inputs and outputs
 
 /** An input or output: messages as a conversation, JSON as a tree, anything else as text. */
 export function shown(value) {
-  if (typeof value === "string" && /^\s*[[{"]/.test(value)) { try { value = JSON.parse(value); } catch { /* a text that only looks like JSON */ } }
-  if (value === null || value === undefined || value === "") return h("p", { class: "quiet" }, "none");
-  const isMessage = (one) => one && typeof one === "object" && typeof one.role === "string" && ("content" in one || "tool_calls" in one);
-  const list = Array.isArray(value) ? value : Array.isArray(value?.messages) ? value.messages : [value];
+  const known = typeof value === "string" ? parsed(value) : value;
+  if (known === null || known === undefined || known === "") return h("p", { class: "quiet" }, "none");
+  const list = Array.isArray(known) ? known : Array.isArray(known.messages) ? known.messages : [known];
   if (list.length && list.every(isMessage)) {
-    const { messages: _, ...others } = Array.isArray(value) || value === list[0] ? {} : value;
-    return [list.map(message), Object.keys(others).length ? json(others) : null];
+    const { messages, ...others } = list === known.messages ? known : {};
+    return [list.map(message), Object.keys(others).length ? h("div", { class: "json" }, json(others)) : null];
   }
-  return typeof value === "object" ? h("div", { class: "json" }, json(value)) : h("pre", {}, String(value));
+  return typeof known === "object" ? h("div", { class: "json" }, json(known)) : h("pre", {}, String(known));
 }
+
+/** A text as what it says, where it is JSON. A number that JavaScript would round stays a text. */
+export function parsed(text) {
+  if (!/^\s*[[{"]/.test(text)) return text;
+  const exact = (_, value, context) =>
+    typeof value === "number" && context && String(value) !== context.source ? context.source : value;
+  try {
+    return JSON.parse(text, exact);
+  } catch {
+    return text; // it only looks like JSON
+  }
+}
+
+const isMessage = (one) => typeof one?.role === "string" && ("content" in one || "tool_calls" in one);
+
 function message({ role, content, ...others }) {
   const extra = Object.fromEntries(Object.entries(others).filter(([, value]) => value !== null && value?.length !== 0));
-  return h("div", { class: `message ${role === "user" ? "user" : ""}` }, h("b", {}, role), content === null || content === undefined ? null
-    : typeof content === "string" ? h("div", { class: "said" }, content) : json(content), Object.keys(extra).length ? json(extra) : null);
+  const isText = Array.isArray(content) && content.every((part) => typeof part?.text === "string");
+  const text = isText ? content.map((part) => part.text).join("\n") : content;
+  return h("div", { class: role === "user" ? "message user" : "message" },
+    h("b", {}, role),
+    typeof text === "string" ? h("div", { class: "said" }, text) : isGiven(text) ? json(text) : null,
+    Object.keys(extra).length ? json(extra) : null);
 }
+
+const OPEN_DEPTH = 3;
+const MOST_DEPTH = 60;
+
 function json(value, key = null, depth = 0) {
   const label = key === null ? null : h("span", { class: "key" }, `${key}: `);
   if (value === null || typeof value !== "object") {
-    return h("div", {}, label, h("span", { class: typeof value === "string" ? "text" : "literal" }, typeof value === "string" ? value : String(value)));
+    return h("div", {}, label, h("span", { class: typeof value === "string" ? "text" : "literal" }, String(value)));
   }
-  const entries = Object.entries(value), size = `${Array.isArray(value) ? "list" : "object"} of ${entries.length}`;
-  if (!entries.length) return h("div", {}, label, h("span", { class: "quiet" }, Array.isArray(value) ? "[]" : "{}"));
-  const body = h("div", { class: "below" }, depth > 60 ? JSON.stringify(value) : entries.map(([name, one]) => json(one, name, depth + 1)));
+  const entries = Object.entries(value);
+  const isList = Array.isArray(value);
+  if (!entries.length) return h("div", {}, label, h("span", { class: "quiet" }, isList ? "[]" : "{}"));
+  const below = depth > MOST_DEPTH ? JSON.stringify(value) : entries.map(([name, one]) => json(one, name, depth + 1));
+  const body = h("div", { class: "below" }, below);
   if (key === null) return body;
-  return h("details", depth < 3 ? { open: "" } : {}, h("summary", {}, label, h("span", { class: "quiet" }, size)), body);
+  const size = h("span", { class: "quiet" }, `${isList ? "list" : "object"} of ${entries.length}`);
+  return h("details", { open: depth < OPEN_DEPTH ? "" : null }, h("summary", {}, label, size), body);
 }
