@@ -24,8 +24,8 @@ import re
 import sys
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,7 @@ ShowPieces = Callable[[Iterable[str]], None]  # prints each piece as soon as it 
 
 def stream_reply(
     client: OpenAI, messages: list[dict[str, Any]], written: list[str]
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Yield the reply piece by piece, and add each piece to `written`.
 
     In Langfuse: select `write-reply` and compare the time to first token with the latency.
@@ -88,7 +88,8 @@ def answer_turn(client: OpenAI, messages: list[dict[str, Any]], show: ShowPieces
     langfuse, written = get_client(), list[str]()
     langfuse.update_current_span(input=messages[-1]["content"])
     try:
-        show(stream_reply(client, messages, written))
+        with closing(stream_reply(client, messages, written)) as pieces:  # stopped: ends here
+            show(pieces)
         return clean_up_reply("".join(written))
     except KeyboardInterrupt:
         langfuse.update_current_span(level="WARNING", status_message="stopped by the user")

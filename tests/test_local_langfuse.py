@@ -672,7 +672,7 @@ MODEL = {"modelName": "shop-llm", "matchPattern": "(?i)^shop", "unit": "TOKENS",
     [
         {"modelName": 5},
         {"matchPattern": "("},
-        {"matchPattern": "^(([a-z])+.)+[A-Z]([a-z])+$"},
+        {"matchPattern": r"(?:(\w+)(\w+)\2\1)+\d!"},  # takes for ever, on any machine
         {"matchPattern": 5},
         {"unit": "BEANS"},
         {"inputPrice": -1},
