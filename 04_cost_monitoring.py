@@ -595,11 +595,12 @@ def main() -> None:
         show_table(("model", "tokens in", "out", "USD per 1,000 answers"), compared)
 
         show_section("4. Send a day of traffic, and keep a ledger of it")
-        day = plan_traffic(TRAFFIC, model_name())
+        day, before = plan_traffic(TRAFFIC, model_name()), ledger.calls
         with console.progress("Answering", len(day)) as done:
             asyncio.run(send_traffic(day, run, ledger, done))
         show_result("requests", len(day))
-        show_result("calls until now", f"{ledger.calls}; the other answers came from the cache")
+        called = ledger.calls - before
+        show_result("asked a model", f"{called}; the other answers came from the cache")
         for model, calls in ledger.unpriced.items():
             show_result("without a price", f"{calls} calls of {model}")
 

@@ -102,8 +102,8 @@ def _local() -> tuple[str, str, str]:
     # A proxy meant for the internet must not be asked for this machine.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
-    if local_langfuse.is_running(port):
-        return page_url, "", f"Traces go to the local Langfuse stand-in on {page_url}"
+    if file := local_langfuse.running_file(port):
+        return page_url, "", f"Traces go to the local Langfuse stand-in on {page_url} ({file})"
     db = TOP / settings["LOCAL_LANGFUSE_DB"].value
     server = local_langfuse.start(db)
     shown = db.relative_to(TOP) if db.is_relative_to(TOP) else db

@@ -155,8 +155,9 @@ def draw_tree(observations: Sequence[ObservationV2]) -> None:
         style = _LEVEL_STYLES.get(node.level or "", "") if node else "dim"
         show_line("  " + "  ".join(cells).rstrip(), style)
         if node and node.status_message:
-            guide = row[0].removesuffix(node.name or "")
-            show_line(f"  {' ' * len(guide)}{node.level}: {node.status_message}", style)
+            guide = row[0].removesuffix(node.name or "(no name)")
+            guide = guide.replace("├─ ", "│  ").replace("└─ ", "   ")
+            show_line(f"  {guide}{node.level}: {node.status_message}", style)
 
 
 _LEVEL_STYLES = {"ERROR": "red", "WARNING": "yellow", "DEBUG": "dim"}

@@ -20,7 +20,9 @@ PUBLIC_KEY = "pk-lf-local"
 SECRET_KEY = "sk-lf-local"  # noqa: S105  printed at every start, and worthless elsewhere
 PROJECT = "local"
 TOP = Path(__file__).resolve().parent.parent
-MARKER = "local_langfuse"  # the field of the health answer that tells us from other programs
+MARKER = (
+    "local_langfuse"  # the field of the health answer that names our file; no other program has it
+)
 
 
 class CannotStart(RuntimeError):  # noqa: N818  reads as what happened: except CannotStart
@@ -56,14 +58,14 @@ def start(db: Path, port: int = 0) -> LocalLangfuse:
     return serve(db, port)
 
 
-def is_running(port: int = DEFAULT_PORT) -> bool:
-    """Tell whether a local instance (and no other program) answers on this port."""
+def running_file(port: int = DEFAULT_PORT) -> str:
+    """Return the file of the local instance on this port, or "" where there is none."""
     connection = http.client.HTTPConnection(HOST, port, timeout=0.3)
     try:
         connection.request("GET", "/api/public/health")
         health = json.loads(connection.getresponse().read(1000))
     except (OSError, OverflowError, ValueError, http.client.HTTPException):
-        return False
+        return ""
     finally:
         connection.close()
-    return isinstance(health, dict) and MARKER in health
+    return str(health[MARKER]) if isinstance(health, dict) and MARKER in health else ""

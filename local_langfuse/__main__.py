@@ -16,7 +16,7 @@ from local_langfuse import (
     TOP,
     CannotStart,
     default_db,
-    is_running,
+    running_file,
     start,
 )
 
@@ -49,8 +49,8 @@ def _port(text: str) -> int:
 
 
 def _serve(port: int, db: Path) -> int:
-    if port and is_running(port):
-        sys.stdout.write(f"Already running on port {port}: there is nothing to do.\n")
+    if port and (file := running_file(port)):
+        sys.stdout.write(f"Already running on port {port}, with {file}: there is nothing to do.\n")
         return 0
     asked_to_end = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -91,8 +91,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Api:
     """The endpoints. Each reads its request, asks the store, and answers JSON."""
 
-    def __init__(self, store: Store, session: str) -> None:
+    def __init__(self, store: Store, session: str, file: Path) -> None:
         self._store = store
+        self._file_shown = str(file.resolve())
         self._session = session
         self._files = {name: (PAGE / name).read_bytes() for name in FILES}
 
@@ -100,7 +101,7 @@ class Api:
         """Return the table of contents."""
         get, put = self._route, partial(self._route, has_body=True)
         return [
-            Route(HEALTH, _fixed({"status": "OK", "version": VERSION, MARKER: WHAT})),
+            Route(HEALTH, _fixed({"status": "OK", "version": VERSION, MARKER: self._file_shown})),
             Route(f"{API}/projects", _fixed({"data": [THE_PROJECT]})),
             Route(f"{API}/otel/v1/traces", self.add_spans, methods=["POST"]),
             get("GET v2/observations", read.observations),
@@ -230,8 +231,8 @@ async def _database_failed(_: Request, error: Exception) -> Response:
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
-def application(store: Store) -> Starlette:
-    """Return the ASGI application on top of a store."""
+def application(store: Store, file: Path) -> Starlette:
+    """Return the ASGI application on top of the store in this file."""
     handlers: dict[Any, Handler] = {
         Refused: _refused,
         HTTPException: _no_route,
@@ -239,7 +240,7 @@ def application(store: Store) -> Starlette:
     }
     session = secrets.token_urlsafe()
     app = Starlette(
-        routes=Api(store, session).routes(),
+        routes=Api(store, session, file).routes(),
         middleware=[Middleware(Guard, session)],
         exception_handlers=handlers,
     )
@@ -270,7 +271,7 @@ def serve(db: Path, port: int) -> LocalLangfuse:
         raise
     server = _Server(
         uvicorn.Config(
-            application(store),
+            application(store, db),
             loop="asyncio",
             http="h11",
             ws="none",

@@ -6,6 +6,8 @@ they are absent are "" here too. Structured values are JSON texts, for SQLite's 
 """
 
 import sqlite3
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -137,10 +139,23 @@ class Store:
             self._db.create_aggregate(name, 2, aggregate)  # type: ignore[arg-type]
         with self.writing():
             self._migrate(path)
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._use_wal()
         # With WAL this survives the death of the process; only a power cut could cost
         # the last answers, and never the file.
         self._db.execute("PRAGMA synchronous = NORMAL")
+
+    def _use_wal(self) -> None:
+        # Whoever changes a new file to WAL must have it alone, and SQLite does not wait for that.
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                threading.Event().wait(0.02)
+            else:
+                return
 
     def _migrate(self, path: Path) -> None:
         version, tables, owner = self._db.execute(

@@ -151,8 +151,8 @@ def exceeded(measured: Numbers, limits: Numbers) -> list[str]:
 
 def hint(unpriced: Counter[str], link: str) -> str:
     """Return what to know beside the numbers, and where to look, as words."""
-    models = ", ".join(f"{calls} of {model!r}" for model, calls in unpriced.most_common(5))
-    doubt = f"Spend is at least that: calls without a price are {models}. " if unpriced else ""
+    models = ", ".join(f"{calls} calls of {model!r}" for model, calls in unpriced.most_common(5))
+    doubt = f"Spend is at least that: the cost is unknown of {models}. " if unpriced else ""
     return f"{doubt}The costliest trace is {link}"
 
 

@@ -48,7 +48,7 @@ INSTRUCTION = (
     '"The handbook does not say."\n'
 )
 REMEMBERED_TURNS = 6  # what the model is told again; a longer memory costs more each turn
-HELP = "Commands: /feedback 5 what you think of the last answer (1 to 5), /new, /quit."
+HELP = "Commands: /feedback 5 what you think of the last answer (1 to 5), /new, /quit or Ctrl-C."
 ShowPieces = Callable[[Iterable[str]], None]  # prints each piece as soon as it is there
 
 
@@ -132,6 +132,7 @@ class Conversation:
 
     session_id: str = field(default_factory=lambda: f"chat-{uuid.uuid4()}")
     trace_ids: list[str] = field(default_factory=list)
+    answered: str = ""  # the trace of the last answer, if the last turn had one
     memory: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_TURNS))
 
 
@@ -147,8 +148,10 @@ def take_turn(client: OpenAI, conversation: Conversation, text: str, show: ShowP
     messages.append({"role": "user", "content": text})
     trace_id = get_client().create_trace_id()
     conversation.trace_ids.append(trace_id)
+    conversation.answered = ""
     with propagate_attributes(session_id=conversation.session_id):
         reply = answer_turn(client, messages, show, langfuse_trace_id=trace_id)
+    conversation.answered = trace_id
     conversation.memory.append((text, reply))
 
 
@@ -183,9 +186,9 @@ def run_command(langfuse: Langfuse, conversations: list[Conversation], line: str
     rating = re.fullmatch(r"\s*([1-5])(?:\s+(.*))?", rest)
     if not rating:
         return "Write a number from 1 to 5, and a comment if you like: /feedback 5 that was it"
-    if not conversations[-1].trace_ids:
-        return "There is no answer yet in this conversation."
-    trace_id = conversations[-1].trace_ids[-1]
+    trace_id = conversations[-1].answered
+    if not trace_id:
+        return "There is no answer to rate: ask something first."
     if not sent_count(trace_id):
         return "Not stored: tracing is off, or LANGFUSE_SAMPLE_RATE left this turn out."
     rate_turn(langfuse, trace_id, int(rating[1]), rating[2] or "")

@@ -7,14 +7,14 @@ Killed half-way, it goes on where it was. Without `--yes` it deletes nothing, an
 Run it:
 
     python -m recipes.export_traces
-    python -m recipes.export_traces --from 2026-11-01 --to 2026-12-01 --folder november
-    python -m recipes.export_traces --folder november --delete-older-than 30 --yes
+    python -m recipes.export_traces --from 2026-10-01 --to 2026-11-01 --folder ../october
+    python -m recipes.export_traces --folder ../october --delete-older-than 30 --yes
 
 A step is stored when it ends, so let a period end some time ago: what is still running
 when you export, or is scored later, is not in the files.
 
-Try next: run a lesson, set PAGE_SIZE to 1, stop the export with Ctrl-C, and compare
-`export.json` with the two files before you start it again.
+Try next: run a lesson, set PAGE_SIZE to 1, stop an export to `--folder ../slow` with Ctrl-C,
+and compare `export.json` there with the two files before you start it again.
 """
 
 import argparse
@@ -52,7 +52,11 @@ State = dict[str, Any]  # the content of export.json
 
 def moment(text: str) -> str:
     """`moment("2026-11-01") -> "2026-11-01T00:00:00+00:00"`; without an offset it is UTC."""
-    time = datetime.fromisoformat(text)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        message = f"{text!r} is not a day or a time such as 2026-11-01"
+        raise argparse.ArgumentTypeError(message) from error
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
@@ -73,6 +77,8 @@ def read_arguments() -> argparse.Namespace:
         parser.error("--delete-older-than must be from 1 to 36500 days")
     if asked.yes and not asked.delete_older_than:
         parser.error("--yes needs --delete-older-than")
+    if asked.yes and not (asked.folder / "export.json").exists():
+        parser.error(f"nothing is exported to {asked.folder} yet: first run the same without --yes")
     return asked
 
 
@@ -258,6 +264,8 @@ def export_and_delete(langfuse: Langfuse, asked: argparse.Namespace) -> None:
     project = langfuse.api.projects.get().data[0]
     state = open_state(asked.folder, project.id, asked.start, asked.end)
     show_section(f"Period {state['start']} to {state['end']}")
+    if state[OBSERVATIONS]["is_done"] and state[SCORES]["is_done"]:
+        show_line("  This export is complete: what came later needs another --folder.")
     with progress("Exporting", count_stored(langfuse, state)) as done:
         for name in (OBSERVATIONS, SCORES):
             lines = export_file(langfuse, asked.folder, state, name, done)
@@ -277,8 +285,7 @@ def main() -> None:
     asked = read_arguments()
     langfuse = connect(asks_model=False)
     if not tracing_is_on():
-        show_line("There is nothing to read while tracing is off.")
-        return
+        fail("Tracing is off, and nothing can be read: unset LANGFUSE_TRACING_ENABLED.", 2)
     try:
         export_and_delete(langfuse, asked)
     except OSError as error:

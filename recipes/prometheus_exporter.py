@@ -1,7 +1,7 @@
 """Watch tokens, cost, latency, errors and scores from Prometheus.
 
-Langfuse knows what each call has cost, but your alerts are in Prometheus. What lies between
-must count each call once, also a late one, also after a crash; and an unknown cost is not 0.
+Langfuse knows what each call has cost, but your alerts are in Prometheus. This exporter counts
+each call once, also one that is stored late, also after a crash; and an unknown cost is not 0.
 
 Run it:
 
@@ -15,13 +15,15 @@ The first prints the numbers and ends. The second serves them: give Prometheus t
     delta(langfuse_score_sum[1d]) / increase(langfuse_scores_total[1d])
 
 Try next: kill it with `kill -9`, run lesson 4, start it again, and look for `shop-topics` in
-`langfuse_calls_without_cost_total`: as many as the lesson printed, and no more.
+`langfuse_calls_without_cost_total`: it has grown by as many as the lesson printed.
 """
 
+import io
 import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext, redirect_stdout
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -41,7 +43,7 @@ from common.console import Arguments, fail, show_line
 from common.settings import TOP, read_settings
 
 HOST = "127.0.0.1"
-LATENESS = timedelta(hours=1)  # what is stored later than this after its end is not counted
+LATENESS = timedelta(hours=1)  # what arrives more than this after it ended is not counted
 DAY = timedelta(days=1)  # what the first round reads, and the longest that a call may take
 # Upper bounds in seconds; with other ones the counting must begin anew.
 BUCKETS = ["0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10", "30", "60", "120", "+Inf"]
@@ -49,7 +51,7 @@ METRICS = {
     "langfuse_calls": ("counter", "Observations that ended; those of a model name it."),
     "langfuse_errors": ("counter", "Observations that ended with level ERROR."),
     "langfuse_tokens": ("counter", "Tokens by direction, such as input, output."),
-    "langfuse_cost_usd": ("counter", "Cost in USD of the calls that have a price."),
+    "langfuse_cost_usd": ("counter", "Cost in USD of the calls that have a cost; 0 if all failed."),
     "langfuse_calls_without_cost": ("counter", "Calls whose cost is unknown, which is not 0."),
     "langfuse_latency_seconds": ("histogram", "From the start to the end."),
     "langfuse_time_to_first_token_seconds": ("histogram", "From the start to the first token."),
@@ -201,7 +203,7 @@ def take_round(langfuse: Langfuse, state: State) -> State:
     wanted = {"data_type": "NUMERIC,BOOLEAN", "from_timestamp": state.since}
     for score in read_pages(langfuse.api.scores.get_many, **wanted, limit=100):
         count_score(new, score)
-    new.since = max(state.since, began - LATENESS)  # never back to what is forgotten
+    new.since = max(state.since, began - LATENESS)  # never before what we remember
     new.ended = {key: end for key, end in new.ended.items() if end >= new.since}
     new.scored = {key: score for key, score in new.scored.items() if score[0] >= new.since}
     return new
@@ -251,7 +253,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=9464, help="default: %(default)s; 0: any free")
     parser.add_argument("--every", type=float, default=15, help="seconds, at least 1")
     options = parser.parse_args()
-    langfuse, registry = connect(asks_model=False), CollectorRegistry()
+    registry = CollectorRegistry()
+    with redirect_stdout(io.StringIO()) if options.once else nullcontext():  # numbers alone
+        langfuse = connect(asks_model=False)
     if not tracing_is_on():
         fail("Tracing is off, and nothing can be read: unset LANGFUSE_TRACING_ENABLED.", 2)
     # Named after the key that opens the project, so that two projects are never mixed.
@@ -267,7 +271,8 @@ def main() -> None:
     except (OSError, OverflowError) as error:
         fail(f"Cannot start ({error}): if the port is in use, choose another with --port.", 2)
     while True:
-        problem = exporter.try_round(langfuse)
+        if problem := exporter.try_round(langfuse):
+            problem += f" ({os.environ['LANGFUSE_BASE_URL']})"
         if options.once:
             show_line(generate_latest(registry).decode().rstrip())
             return fail(problem, 1) if problem else None

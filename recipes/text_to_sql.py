@@ -104,7 +104,7 @@ MAX_SECONDS = 2.0
 MAX_ROWS = 20
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 10_000,  # bytes of a value, and of the query
-    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100,  # no deadline interrupts one slow LIKE
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100,  # the deadline cannot stop one slow LIKE
 }
 READS = {
     sqlite3.SQLITE_SELECT,
@@ -130,7 +130,8 @@ def open_guarded(path: Path, seconds: float) -> sqlite3.Connection:
 def fetch_rows(path: Path, sql: str, seconds: float = MAX_SECONDS) -> Rows:
     """Return the first rows of one query; anything else raises sqlite3.Error.
 
-    What is refused is `not authorized`, what is stopped is `interrupted`.
+    SQLite says `not authorized` of what is not in READS, and `interrupted` of what takes too
+    long.
     """
     with closing(open_guarded(path, seconds)) as connection:
         cursor = connection.execute(sql)
@@ -176,7 +177,7 @@ def cache_key(question: str, schema: list[str]) -> tuple[str, ...]:
 def answer_question(client: OpenAI, path: Path, cache: Cache, team: str, question: str) -> Rows:
     """Return the rows that answer a question; a query that fails is raised.
 
-    In Langfuse: tags are what charts group by, metadata is what lists are filtered by.
+    In Langfuse: group charts by the tags, filter lists by the metadata.
     """
     langfuse, schema = get_client(), read_schema(path)
     langfuse.update_current_span(input=question)

@@ -317,9 +317,9 @@ def test_it_listens_on_loopback_only(client: httpx.Client) -> None:
 
 def test_it_is_told_from_another_program_on_its_port(client: httpx.Client) -> None:
     port = int(str(client.base_url).rpartition(":")[2].strip("/"))
-    assert local_langfuse.is_running(port)
+    assert local_langfuse.running_file(port).endswith(".db")
     with socket.create_server(("127.0.0.1", 0)) as stranger, ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(local_langfuse.is_running, stranger.getsockname()[1])
+        asked = pool.submit(local_langfuse.running_file, stranger.getsockname()[1])
         connection, _ = stranger.accept()
         with connection:
             connection.recv(1000)
@@ -327,7 +327,7 @@ def test_it_is_told_from_another_program_on_its_port(client: httpx.Client) -> No
                 b"HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n" + b'{"status":"OK"}'
             )
             assert not asked.result(timeout=5)
-    assert not local_langfuse.is_running(port=99999)
+    assert not local_langfuse.running_file(port=99999)
 
 
 # Too much, and wrong

@@ -158,7 +158,7 @@ def test_within_the_limits_nobody_is_disturbed(alerts: Alerts) -> None:
         "  spend                $0.190000    limit $0.190000\n",
         "  error rate           4.8%         limit 4.8%\n",
         "  p95 latency          2.00 s       limit 2.00 s\n",
-        f"Within the limits. Spend is at least that: calls without a price are 1 of {LOUD!r}. ",
+        f"Within the limits. Spend is at least that: the cost is unknown of 1 calls of {LOUD!r}. ",
     ):
         assert words in said
     link = said.split()[-1]
@@ -175,7 +175,7 @@ def test_over_a_limit_one_message_says_everything(alerts: Alerts) -> None:
     assert words == (
         "Over the limit in the last 24 hours: spend $0.190000 (limit $0.190000), "
         "error rate 4.8% (limit 4.8%), p95 latency 2.00 s (limit 2.00 s). "
-        r"Spend is at least that: calls without a price are 1 of '&lt;!channel&gt; &amp; co\n'. "
+        r"Spend is at least that: the cost is unknown of 1 calls of '&lt;!channel&gt; &amp; co\n'. "
         "The costliest trace is"
     )
     assert link.endswith(f"/project/local/traces/{19:032x}")

@@ -163,9 +163,9 @@ def test_a_second_opinion_replaces_the_first(told: tuple[str, Stored]) -> None:
 
 
 def test_commands_explain_themselves(told: tuple[str, Stored]) -> None:
-    output = told[0].split("/quit.\n", 1)[1].split("Goodbye")[0]
+    output = told[0].split("/quit or Ctrl-C.\n", 1)[1].split("Goodbye")[0]
     lines = [line.strip() for line in output.splitlines() if line]
-    assert lines[0] == lines[11] == "There is no answer yet in this conversation."
+    assert lines[0] == lines[11] == "There is no answer to rate: ask something first."
     assert lines[2] == lines[3] == lines[4]
     assert lines[4].startswith("Write a number from 1 to 5")
     assert lines[5].startswith("Rated 5 of 5")
@@ -287,6 +287,7 @@ def test_a_failed_turn_is_kept_and_the_conversation_goes_on(
     yes: list[str | None] = ["Yes."]
     replies: list[list[str | None] | int] = [thought, 403, half, [], *[yes] * 7]
     typed = "".join(f"turn {number}\n" for number in range(len(replies)))
+    typed = typed.replace("turn 1\n", "turn 1\n/feedback 5 there was no answer\n")
     setting = {"OPENAI_API_KEY": "sk-1234567890abcdef"}
     with serve(Model(replies)) as model, chatting(desk, OPENAI_BASE_URL=model.url, **setting) as us:
         assert us.stdin is not None
@@ -307,6 +308,8 @@ def test_a_failed_turn_is_kept_and_the_conversation_goes_on(
     assert "No with Bearer sk-…cdef. Check OPENAI_API_KEY" in failures[0]
     assert "cannot be reached" in failures[1]
     assert failures[2:] == ["The model answered with nothing."]
+    assert output.count("There is no answer to rate") == 1
+    assert "Rated" not in output
     assert "sk-1234567890abcdef" not in output
     assert "\x1b" not in output
 

@@ -300,6 +300,8 @@ def test_deletes_only_what_is_old_and_exported_as_it_is(story: Story) -> None:
     assert story.left["delete"] == {f"{number:032x}" for number in stays}
     assert re.search(r"old traces +2 given to Langfuse to delete", story.ran["delete"].stdout)
     assert re.search(r"stay +3 ", story.ran["delete"].stdout)
+    assert "This export is complete" in story.ran["delete"].stdout
+    assert "This export is complete" not in story.ran["export"].stdout
     scores = everything(story.client)[1]
     assert not any(row["id"] == f"of-{OLD}" for row in scores)
     assert any(row["subject"]["kind"] == "session" for row in scores)
@@ -348,6 +350,7 @@ def test_refuses_a_file_that_was_shortened(tmp_path: Path) -> None:
     [
         *("--delete-older-than 0", "--delete-older-than -3", "--delete-older-than 1.5"),
         *("--delete-older-than 99999999", "--yes", "--from yesterday", "--to 2999-01-01"),
+        "--folder /nowhere --delete-older-than 1 --yes",  # nothing to have looked at yet
         *("--from 2026-01-02 --to 2026-01-02", "--from 2026-01-02 --to 2026-01-01"),
     ],
 )
@@ -377,8 +380,9 @@ def test_tracing_off_opens_no_socket(desk: Desk) -> None:
         REFUSE_SOCKETS="all",
         REFUSED_SOCKETS_FILE=str(desk.folder / "refused"),
     )
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert "nothing to read" in ran.stdout
+    assert ran.returncode == 2, "a scheduled export must not look like a success"
+    assert ran.stderr.startswith("Tracing is off, and nothing can be read")
+    assert not (desk.folder / "refused").exists()
     assert list(desk.folder.iterdir()) == []
 
 

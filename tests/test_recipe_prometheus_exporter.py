@@ -254,6 +254,7 @@ def up(exporter: httpx.Client) -> float:
 
 def test_counts_exactly_what_is_stored(shop: Shop) -> None:
     assert (shop.ran.returncode, shop.ran.stderr) == (0, "")
+    assert shop.ran.stdout.startswith("# HELP "), "nothing but metrics: a file can be made of it"
     counted = read(shop.ran.stdout)
     assert counted == expected(shop.client)
     assert counted["langfuse_scores_total", "user-rating"] == 4
@@ -335,6 +336,7 @@ def program(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Program:
         monkeypatch.setattr(prometheus_exporter, "connect", lambda **_: langfuse)
         monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", key)
         monkeypatch.setenv("LANGFUSE_SECRET_KEY", KEYS[1])
+        monkeypatch.setenv("LANGFUSE_BASE_URL", "http://nobody.test")
         monkeypatch.setenv("LOCAL_LANGFUSE_DB", str(desk.db))
         try:
             main()
@@ -377,7 +379,9 @@ def test_without_langfuse_the_last_numbers_are_shown(
     with httpx.Client(base_url=f"http://127.0.0.1:{free_port()}", trust_env=False) as nobody:
         assert program(api(nobody), "--once") == 1
     said = capsys.readouterr()
-    assert re.fullmatch(r"Nothing is counted in this round: .* refused\n", said.err)
+    assert re.fullmatch(
+        r"Nothing is counted in this round: .* refused \(http://nobody\.test\)\n", said.err
+    )
     assert read(said.out)["langfuse_calls_total", "m", "generation"] == 1
     assert "langfuse_exporter_up 0.0\n" in said.out
 

@@ -152,7 +152,7 @@ def test_a_second_local_server_has_nothing_to_do(desk: Desk) -> None:
         first.terminate()
         first.communicate(timeout=10)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert "Already running" in ran.stdout
+    assert f"Already running on port {desk.port}, with {desk.db.resolve()}:" in ran.stdout
     assert desk.db.exists()
 
 
