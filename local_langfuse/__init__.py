@@ -20,9 +20,8 @@ PUBLIC_KEY = "pk-lf-local"
 SECRET_KEY = "sk-lf-local"  # noqa: S105  printed at every start, and worthless elsewhere
 PROJECT = "local"
 TOP = Path(__file__).resolve().parent.parent
-MARKER = (
-    "local_langfuse"  # the field of the health answer that names our file; no other program has it
-)
+# The field of the health answer that names our file; no other program has it.
+MARKER = "local_langfuse"
 
 
 class CannotStart(RuntimeError):  # noqa: N818  reads as what happened: except CannotStart

@@ -93,7 +93,7 @@ class Api:
 
     def __init__(self, store: Store, session: str, file: Path) -> None:
         self._store = store
-        self._file_shown = str(file.resolve())
+        self._about = {"about": WHAT, MARKER: str(file.resolve())}
         self._session = session
         self._files = {name: (PAGE / name).read_bytes() for name in FILES}
 
@@ -101,7 +101,7 @@ class Api:
         """Return the table of contents."""
         get, put = self._route, partial(self._route, has_body=True)
         return [
-            Route(HEALTH, _fixed({"status": "OK", "version": VERSION, MARKER: self._file_shown})),
+            Route(HEALTH, _fixed({"status": "OK", "version": VERSION, **self._about})),
             Route(f"{API}/projects", _fixed({"data": [THE_PROJECT]})),
             Route(f"{API}/otel/v1/traces", self.add_spans, methods=["POST"]),
             get("GET v2/observations", read.observations),

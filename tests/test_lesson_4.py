@@ -65,6 +65,10 @@ def test_the_report_is_what_the_stored_calls_add_up_to(first_run: Ran) -> None:
         assert not shown or float(shown[1]) == pytest.approx(usd, abs=1e-6)
     cached = [n for n in nodes if n["name"] == "answer-from-cache"]
     assert f"{len(cached)} of 300" in first_run.process.stdout
+    requests = {n["traceId"] for n in nodes if n["name"] == "answer-request"}
+    asked = sum(call["traceId"] in requests for call in calls)
+    assert asked + len(cached) == 300
+    assert f"  asked a model        {asked}; " in first_run.process.stdout
     unknown = [n for n in calls if not n["costDetails"]]
     assert {n["model"] for n in unknown} == {"shop-topics"}
     assert f"{len(unknown)} calls of shop-topics" in first_run.process.stdout

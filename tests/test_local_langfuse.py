@@ -14,7 +14,9 @@ import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -177,6 +179,29 @@ def test_no_request_needs_another_thread(
     assert [client.get(path).status_code for path in paths] == [200] * len(paths)
     refused = [client.get("/nope"), client.delete("/"), client.get(MODELS, params={"page": "x"})]
     assert [answer.status_code for answer in refused] == [404, 405, 400]
+
+
+def test_a_new_file_is_waited_for_while_another_process_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = tmp_path / "langfuse.db", 0
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+
+        def now() -> float:  # asked before the first try, and after each one that failed
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                other.execute("BEGIN")
+                other.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            elif asked == 2:
+                other.execute("ROLLBACK")
+            return 0.0
+
+        monkeypatch.setattr("local_langfuse.store.time", SimpleNamespace(monotonic=now))
+        Store(path).close()
+    assert asked == 2
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_processes_that_start_and_write_at_once_lose_nothing(tmp_path: Path) -> None:

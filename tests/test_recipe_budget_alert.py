@@ -92,6 +92,7 @@ SPANS = [
     cents(19, usd=0.0100001),
     span(20, observed={"model.name": LOUD, "usage_details": {"input": 5}}),
     span(21, seconds=30, observed=FAILED),  # refused: it has cost nothing
+    span(24, observed={"type": "chain"}),
     # These are not of this period, or no calls of a model.
     cents(22, ended_ago=26 * 3600),
     span(23, seconds=100, observed={**FAILED, "type": "tool"}),

@@ -1,5 +1,6 @@
 """The chat is driven as people drive it: by lines, by Ctrl-C, with models that fail."""
 
+import inspect
 import json
 import os
 import pty
@@ -9,11 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -276,6 +278,28 @@ def serve(model: Model) -> Iterator[Model]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_a_reply_that_is_stopped_ends_before_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes import chatbot
+
+    begun: list[Generator[str, None, None]] = []
+
+    def reply(*_: object) -> Generator[str, None, None]:
+        yield "Half"
+
+    def stop(pieces: Any) -> None:
+        begun.append(pieces)  # so that nothing but the turn itself can end it
+        next(pieces)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chatbot, "stream_reply", reply)
+    span = SimpleNamespace(update_current_span=lambda **_: None)
+    monkeypatch.setattr(chatbot, "get_client", lambda: span)
+    nobody: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        inspect.unwrap(chatbot.answer_turn)(nobody, [{"content": "Hi"}], stop)
+    assert inspect.getgeneratorstate(begun[0]) == inspect.GEN_CLOSED
 
 
 def test_a_failed_turn_is_kept_and_the_conversation_goes_on(

@@ -108,13 +108,16 @@ def test_no_model_is_asked_for_the_tenant(rows: Rows) -> None:
     assert offered["parameters"]["properties"].keys() == {"order_id"}
 
 
-def test_a_failure_is_an_error_where_it_happened_and_reaches_the_answer(rows: Rows) -> None:
+def test_a_failure_is_an_error_where_it_happened_and_reaches_the_answer(
+    rows: Rows, ran: subprocess.CompletedProcess[str]
+) -> None:
     down = "The order system of antwerp does not answer."
     failed = [row for row in rows if row["level"] == "ERROR"]
     assert [(row["userId"], row["name"], row["statusMessage"]) for row in failed] == [
         ("cyd", "look-up-order", down)
     ]
     assert of(rows, "cyd", "answer-question")["output"] == down
+    assert f"\n  │     ERROR: {down}\n" in ran.stdout, "the lines of the tree go on beside it"
 
 
 def test_tracing_off_opens_no_socket(

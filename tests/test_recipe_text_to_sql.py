@@ -1,5 +1,6 @@
 """Questions become SQL, and SQL from a model is run as if an attacker had written it."""
 
+import inspect
 import json
 import re
 import sqlite3
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -247,6 +249,26 @@ def test_harm_is_refused(sql: str, shop: Path, monkeypatch: pytest.MonkeyPatch) 
         fetch_rows(shop, sql, seconds=0.1)
     assert shop.read_bytes() == before
     assert list(shop.parent.iterdir()) == [shop]
+
+
+def test_a_cached_query_that_fails_is_asked_for_again(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipes import text_to_sql
+
+    span = SimpleNamespace(update_current_span=lambda **_: None)
+    monkeypatch.setattr(text_to_sql, "get_client", lambda: span)
+    monkeypatch.setattr(text_to_sql, "run_sql", text_to_sql.fetch_rows)
+    untraced = inspect.unwrap(text_to_sql.answer_question)
+    key = text_to_sql.cache_key("How many?", text_to_sql.read_schema(shop))
+    cache = {key: "SELECT count(*) FROM orders"}
+    nobody: Any = None
+    assert untraced(nobody, shop, cache, "sales", "How many?") == [(365,)]
+    assert cache == {key: "SELECT count(*) FROM orders"}
+    cache[key] = "SELECT gone FROM orders"
+    with pytest.raises(sqlite3.Error, match="no such column"):
+        untraced(nobody, shop, cache, "sales", "How many?")
+    assert cache == {}
 
 
 def test_what_only_reads_is_allowed(shop: Path) -> None:
