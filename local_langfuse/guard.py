@@ -5,6 +5,7 @@ import hmac
 import json
 import re
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -30,28 +31,46 @@ class Json(Response):
         return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
 
 
-class Guard:
-    """Lets through who may ask: this machine, not another site's page; for the API, our keys.
+class Loopback:
+    """Lets through who may ask: this machine, and not another site's page.
+
+    What is refused is answered with `refusal(status, message)`.
+    """
+
+    def __init__(self, app: ASGIApp, refusal: Callable[[int, str], Response]) -> None:
+        self._app = app
+        self._answer = refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that may not pass; hand on the others."""
+        refusal = self.refusal(Headers(scope=scope), scope["path"], scope["method"])
+        await (refusal or self._app)(scope, receive, send)
+
+    def refusal(self, headers: Headers, path: str, method: str) -> Response | None:  # noqa: ARG002
+        """Return the answer to a request that may not pass, None for one that may."""
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not LOOPBACK.fullmatch(hosts[0]):
+            # A foreign name that leads here is how a web page gets around the check below.
+            return self._answer(421, f"Ask {HOST} or localhost by that name.")
+        if any(origin != f"http://{hosts[0]}" for origin in headers.getlist("origin")):
+            return self._answer(403, "Web pages of other origins may not ask this server.")
+        return None
+
+
+class Guard(Loopback):
+    """Lets through who may ask; for the API, only with our keys.
 
     Our own page reads the API without the keys: it brings the `session` of this process.
     """
 
     def __init__(self, app: ASGIApp, session: str) -> None:
-        self._app = app
+        super().__init__(app, lambda status, message: Json({"message": message}, status))
         self._session = session
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request that may not pass; hand on the others."""
-        refusal = self._refusal(Headers(scope=scope), scope["path"], scope["method"])
-        await (refusal or self._app)(scope, receive, send)
-
-    def _refusal(self, headers: Headers, path: str, method: str) -> Response | None:
-        hosts = headers.getlist("host")
-        if len(hosts) != 1 or not LOOPBACK.fullmatch(hosts[0]):
-            # A foreign name that leads here is how a web page gets around the check below.
-            return Json({"message": f"Ask {HOST} or localhost by that name."}, 421)
-        if any(origin != f"http://{hosts[0]}" for origin in headers.getlist("origin")):
-            return Json({"message": "Web pages of other origins may not ask this server."}, 403)
+    def refusal(self, headers: Headers, path: str, method: str) -> Response | None:
+        """Return the answer to a request that may not pass, None for one that may."""
+        if refusal := super().refusal(headers, path, method):
+            return refusal
         if path.startswith("/api/") and path != HEALTH:
             authorization = headers.get("authorization")
             if authorization is None and method == "GET" and self._is_our_page(headers):

@@ -1,22 +1,12 @@
-"""The routes, and the thread that serves them.
+"""The routes. Requests are handled on the event loop alone, SQLite included: see `serving`."""
 
-Requests are handled on the event loop alone, SQLite included. The SDK's last flush comes
-while Python shuts down, when no thread can be started any more, so nothing here may hand
-work to one: no plain `def` endpoints, no thread pool, no name look-ups.
-"""
-
-import asyncio
-import os
 import secrets
-import socket
 import sqlite3
-import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -37,6 +27,7 @@ from local_langfuse import (
     models,
     prompts,
     read,
+    serving,
 )
 from local_langfuse.guard import (
     HEALTH,
@@ -248,78 +239,19 @@ def application(store: Store, file: Path) -> Starlette:
     return app
 
 
-class _Server(uvicorn.Server):
-    """uvicorn in a thread, telling when it answers."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = threading.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to answer, and say so."""
-        await super().startup(sockets=sockets)
-        self.ready.set()
-
-
 def serve(db: Path, port: int) -> LocalLangfuse:
     """Serve the file in a daemon thread; see `local_langfuse.start`."""
-    listening = _listen(port)
+    listening = serving.listen(port, "--port or LOCAL_LANGFUSE_PORT")
     try:
         store = Store(db)
     except CannotStart:
         listening.close()
         raise
-    server = _Server(
-        uvicorn.Config(
-            application(store, db),
-            loop="asyncio",
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,  # the program around it owns the logging
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=2,
-        )
-    )
-
-    def run() -> None:
-        try:
-            asyncio.run(server.serve(sockets=[listening]))
-        finally:
-            server.ready.set()  # also where it failed: nobody shall wait for ever
-
     (stored,) = store.rows("SELECT count(*) FROM observations")[0]
-    # A daemon: it must outlive the main thread's last line, and must not hold Python up.
-    thread = threading.Thread(target=run, name="local_langfuse", daemon=True)
-    thread.start()
-    server.ready.wait()
+    stop_serving = serving.serve(application(store, db), listening, "local_langfuse")
 
     def stop() -> None:
-        server.should_exit = True
-        thread.join()
-        listening.close()
+        stop_serving()
         store.close()
 
-    url = f"http://{HOST}:{listening.getsockname()[1]}"
-    return LocalLangfuse(url, stop, stored)
-
-
-def _listen(port: int) -> socket.socket:
-    # With its protocol named, asyncio switches off the delay of small packets, which would
-    # cost every answer 40 ms.
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        if os.name == "posix":  # elsewhere this would allow two servers on one port
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((HOST, port))
-        listening.listen()
-    except (OSError, OverflowError) as error:
-        listening.close()
-        raise CannotStart(
-            f"cannot listen on {HOST}:{port} ({error}): stop what listens there, or choose "
-            "another port with --port or LOCAL_LANGFUSE_PORT"
-        ) from None
-    return listening
+    return LocalLangfuse(f"http://{HOST}:{listening.getsockname()[1]}", stop, stored)

@@ -28,7 +28,7 @@ from starlette.datastructures import QueryParams
 
 import local_langfuse
 from local_langfuse import read
-from local_langfuse.server import _listen
+from local_langfuse.serving import listen
 from local_langfuse.store import Store
 from local_langfuse.wire import Query
 
@@ -813,7 +813,7 @@ def test_a_page_is_found_by_an_index_and_needs_no_sorting(
 
 def test_small_answers_are_not_held_back() -> None:
     # asyncio switches off that delay (40 ms an answer) only where the protocol is named.
-    with _listen(0) as listening:
+    with listen(0, "--port") as listening:
         assert listening.proto == socket.IPPROTO_TCP
 
 
