@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 HOST = "127.0.0.1"  # loopback only: the keys below are no secret
 DEFAULT_PORT = 4747
@@ -22,6 +24,7 @@ PROJECT = "local"
 TOP = Path(__file__).resolve().parent.parent
 # The field of the health answer that names our file; no other program has it.
 MARKER = "local_langfuse"
+LASTS = "lasts"  # beside it: whether the instance stays until somebody ends it
 
 
 class CannotStart(RuntimeError):  # noqa: N818  reads as what happened: except CannotStart
@@ -30,11 +33,19 @@ class CannotStart(RuntimeError):  # noqa: N818  reads as what happened: except C
 
 @dataclass(frozen=True)
 class LocalLangfuse:
-    """A running local instance."""
+    """A local instance that this process has started."""
 
     base_url: str  # where to send
     stop: Callable[[], None]  # ends it; a program that ends need not call it
     stored: int  # observations in the file at the start
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a local instance, of this process or another, says about itself."""
+
+    file: str  # where it stores, as an absolute path
+    lasts: bool  # False where it ends with the program that started it
 
 
 def default_db() -> Path:
@@ -42,11 +53,12 @@ def default_db() -> Path:
     return TOP / (os.environ.get("LOCAL_LANGFUSE_DB") or ".local_langfuse/langfuse.db")
 
 
-def start(db: Path, port: int = 0) -> LocalLangfuse:
+def start(db: Path, port: int = 0, *, lasts: bool = True) -> LocalLangfuse:
     """Serve the SQLite file `db` from a daemon thread of this process.
 
     Port 0 takes a free one. On return the port is known and requests are answered.
     Raises `CannotStart` for a port that is taken and for a file that cannot be used.
+    A program that will soon end passes `lasts=False`, and the instance tells who asks.
 
     Nothing has to be stopped at the end of a program: what was answered is stored, and
     the thread answers until Python is gone, so also the SDK's last flush.
@@ -54,17 +66,40 @@ def start(db: Path, port: int = 0) -> LocalLangfuse:
     # Imported here so that `import local_langfuse` costs nothing where it is not used.
     from local_langfuse.server import serve  # noqa: PLC0415
 
-    return serve(db, port)
+    return serve(db, port, lasts=lasts)
+
+
+def running(where: int | str = DEFAULT_PORT) -> Running | None:
+    """Return the local instance on this port or at this base URL, or None where there is none.
+
+    `running("http://127.0.0.1:4747") -> Running(file="/home/ada/langfuse.db", lasts=True)`
+    """
+    try:
+        port = where if isinstance(where, int) else _port_of(where)
+        health = _health(port)
+    except (OSError, OverflowError, ValueError, RecursionError, http.client.HTTPException):
+        return None
+    file = health.get(MARKER) if isinstance(health, dict) else None
+    return Running(file, health.get(LASTS) is not False) if file and isinstance(file, str) else None
+
+
+def _port_of(base_url: str) -> int:
+    url = urlsplit(base_url)
+    if url.scheme != "http" or url.hostname not in (HOST, "localhost"):
+        raise ValueError("a local instance is nowhere else")
+    return url.port or 80
+
+
+def _health(port: int) -> Any:
+    connection = http.client.HTTPConnection(HOST, port, timeout=0.3)
+    try:
+        connection.request("GET", "/api/public/health")
+        return json.loads(connection.getresponse().read(10_000))
+    finally:
+        connection.close()
 
 
 def running_file(port: int = DEFAULT_PORT) -> str:
     """Return the file of the local instance on this port, or "" where there is none."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=0.3)
-    try:
-        connection.request("GET", "/api/public/health")
-        health = json.loads(connection.getresponse().read(1000))
-    except (OSError, OverflowError, ValueError, http.client.HTTPException):
-        return ""
-    finally:
-        connection.close()
-    return str(health[MARKER]) if isinstance(health, dict) and MARKER in health else ""
+    found = running(port)
+    return found.file if found else ""

@@ -16,7 +16,7 @@ from local_langfuse import (
     TOP,
     CannotStart,
     default_db,
-    running_file,
+    running,
     start,
 )
 
@@ -49,24 +49,34 @@ def _port(text: str) -> int:
 
 
 def _serve(port: int, db: Path) -> int:
-    if port and (file := running_file(port)):
-        sys.stdout.write(f"Already running on port {port}, with {file}: there is nothing to do.\n")
+    if port and (there := running(port)):
+        if not there.lasts:
+            raise CannotStart(
+                f"a program that serves {there.file} until it ends has port {port}: wait for it, "
+                "or choose another port with --port"
+            )
+        if there.file != str(db.resolve()):
+            raise CannotStart(
+                f"port {port} is taken by another local instance, which stores in {there.file}: "
+                "stop it, or choose another port with --port"
+            )
+        sys.stdout.write(f"Already running on port {port}, with {there.file}: nothing to do.\n")
         return 0
     asked_to_end = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked_to_end.set())
-    running = start(db, port)
+    served = start(db, port)
     sys.stdout.write(
         f"{ABOUT}\n"
-        f"Listening on {running.base_url}   (Ctrl-C ends it)\n"
+        f"Listening on {served.base_url}   (Ctrl-C ends it)\n"
         f"The lessons find it by themselves; other programs need LANGFUSE_BASE_URL="
-        f"{running.base_url}, LANGFUSE_PUBLIC_KEY={PUBLIC_KEY}, LANGFUSE_SECRET_KEY={SECRET_KEY}\n"
-        f"Data: {db}, {running.stored} observations\n"
+        f"{served.base_url}, LANGFUSE_PUBLIC_KEY={PUBLIC_KEY}, LANGFUSE_SECRET_KEY={SECRET_KEY}\n"
+        f"Data: {db}, {served.stored} observations\n"
     )
     sys.stdout.flush()
     while not asked_to_end.wait(0.5):  # Windows does not interrupt a wait without end
         pass
-    running.stop()
+    served.stop()
     return 0
 
 

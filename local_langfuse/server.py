@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from local_langfuse import (
     HOST,
+    LASTS,
     MARKER,
     PROJECT,
     CannotStart,
@@ -82,9 +83,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Api:
     """The endpoints. Each reads its request, asks the store, and answers JSON."""
 
-    def __init__(self, store: Store, session: str, file: Path) -> None:
+    def __init__(self, store: Store, session: str, file: Path, *, lasts: bool) -> None:
         self._store = store
-        self._about = {"about": WHAT, MARKER: str(file.resolve())}
+        self._about = {"about": WHAT, MARKER: str(file.resolve()), LASTS: lasts}
         self._session = session
         self._files = {name: (PAGE / name).read_bytes() for name in FILES}
 
@@ -222,7 +223,7 @@ async def _database_failed(_: Request, error: Exception) -> Response:
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
-def application(store: Store, file: Path) -> Starlette:
+def application(store: Store, file: Path, *, lasts: bool = True) -> Starlette:
     """Return the ASGI application on top of the store in this file."""
     handlers: dict[Any, Handler] = {
         Refused: _refused,
@@ -231,7 +232,7 @@ def application(store: Store, file: Path) -> Starlette:
     }
     session = secrets.token_urlsafe()
     app = Starlette(
-        routes=Api(store, session, file).routes(),
+        routes=Api(store, session, file, lasts=lasts).routes(),
         middleware=[Middleware(Guard, session)],
         exception_handlers=handlers,
     )
@@ -239,7 +240,7 @@ def application(store: Store, file: Path) -> Starlette:
     return app
 
 
-def serve(db: Path, port: int) -> LocalLangfuse:
+def serve(db: Path, port: int, *, lasts: bool = True) -> LocalLangfuse:
     """Serve the file in a daemon thread; see `local_langfuse.start`."""
     listening = serving.listen(port, "--port or LOCAL_LANGFUSE_PORT")
     try:
@@ -248,7 +249,7 @@ def serve(db: Path, port: int) -> LocalLangfuse:
         listening.close()
         raise
     (stored,) = store.rows("SELECT count(*) FROM observations")[0]
-    stop_serving = serving.serve(application(store, db), listening, "local_langfuse")
+    stop_serving = serving.serve(application(store, db, lasts=lasts), listening, "local_langfuse")
 
     def stop() -> None:
         stop_serving()

@@ -340,19 +340,71 @@ def test_it_listens_on_loopback_only(client: httpx.Client) -> None:
         socket.create_connection(("127.0.0.2", port), timeout=2).close()
 
 
-def test_it_is_told_from_another_program_on_its_port(client: httpx.Client) -> None:
-    port = int(str(client.base_url).rpartition(":")[2].strip("/"))
-    assert local_langfuse.running_file(port).endswith(".db")
+HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-length: "
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEALTHY + b'15\r\n\r\n{"status":"OK"}',
+        HEALTHY + b'24\r\n\r\n{"local_langfuse":{"a":1}}',
+        HEALTHY + b"2\r\n\r\n[]",
+        HEALTHY + b"9000\r\n\r\n" + b"[" * 9000,
+        HEALTHY + b"3\r\n\r\n\xff\xfe\xfd",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"",
+    ],
+)
+def test_it_is_told_from_another_program_on_its_port(answer: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger, ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(local_langfuse.running_file, stranger.getsockname()[1])
+        asked = pool.submit(local_langfuse.running, stranger.getsockname()[1])
         connection, _ = stranger.accept()
         with connection:
             connection.recv(1000)
-            connection.sendall(
-                b"HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n" + b'{"status":"OK"}'
-            )
-            assert not asked.result(timeout=5)
-    assert not local_langfuse.running_file(port=99999)
+            connection.sendall(answer)
+        assert asked.result(timeout=5) is None
+
+
+def test_a_program_asks_which_local_instance_runs_and_whether_it_lasts(
+    server: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, db = server
+    port = int(url.rpartition(":")[2])
+    lasting = local_langfuse.Running(str(db.resolve()), lasts=True)
+    for where in (port, url, f"{url}/", f"http://localhost:{port}"):
+        assert local_langfuse.running(where) == lasting
+    nowhere = (
+        99999,
+        "",
+        "http://[",
+        f"https://127.0.0.1:{port}",
+        f"http://langfuse.example:{port}",
+    )
+    assert [local_langfuse.running(where) for where in nowhere] == [None] * len(nowhere)
+    brief = local_langfuse.start(tmp_path / "brief.db", lasts=False)
+    with client_of(brief.base_url) as client:
+        assert client.get("/api/public/health").json()["lasts"] is False
+    found = local_langfuse.running(brief.base_url)
+    brief.stop()
+    assert found == local_langfuse.Running(str((tmp_path / "brief.db").resolve()), lasts=False)
+    assert local_langfuse.running(brief.base_url) is None
+
+
+def test_the_command_leaves_another_instance_alone(tmp_path: Path) -> None:
+    ours, other = tmp_path / "ours.db", tmp_path / "other.db"
+    for lasts in (True, False):
+        there = local_langfuse.start(ours, lasts=lasts)
+        port = there.base_url.rpartition(":")[2]
+        same, different = (run("--port", port, "--db", db) for db in (ours, other))
+        there.stop()
+        assert (same.returncode == 0) is lasts
+        assert (f"Already running on port {port}, with {ours.resolve()}:" in same.stdout) is lasts
+        for refused in (different,) if lasts else (same, different):
+            assert (refused.returncode, refused.stdout) == (2, "")
+            assert refused.stderr.count("\n") == 1
+            assert str(ours.resolve()) in refused.stderr
+            assert "--port" in refused.stderr
+    assert not other.exists()
 
 
 # Too much, and wrong
