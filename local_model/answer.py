@@ -71,7 +71,9 @@ def answer_text(prompt: Prompt) -> str:
     limits = {unit.lower(): NUMBERS.get(n.lower()) or int(n) for n, unit in LIMIT.findall(told)}
     most = limits.get("sentence")
     if len(prompt.results) > 1:  # each tool's result has its say
-        found = [result.nearest(prompt.question, 1)[0][0] for result in prompt.results][:most]
+        found = [result.nearest(prompt.question, 1)[0][0] for result in prompt.results][
+            : most or None
+        ]
     else:
         found, share = prompt.facts.nearest(prompt.question, most or 2)
         abstain = next(filter(ABSTAIN.match, prompt.instructions), None)
@@ -88,7 +90,7 @@ def pieces(text: str) -> list[str]:
 
 
 def _shorten(text: str, limit: int | None, model: str) -> tuple[str, int, bool]:
-    """Cut a text after so many tokens, between words; return its tokens, and whether it is whole."""
+    """Cut a text after so many tokens; return it, its tokens, and whether it is whole."""
     tokens = count_tokens(text, model).tokens
     if limit is None or tokens <= limit:
         return text, tokens, True

@@ -143,15 +143,11 @@ def find(name: str, clock: Clock) -> Model:
     raise ApiError(message, "model", "model_not_found", 404)
 
 
-def embeds(name: str, clock: Clock, *, wanted: bool) -> Model:
+def find_for(name: str, clock: Clock, *, embeds: bool) -> Model:
     """Return the model of a name, which must be an embedding model or must not be one."""
     model = find(name, clock)
-    if bool(model.dimensions) != wanted:
-        message = (
-            f"`{name}` is not an embedding model: ask it on /v1/chat/completions or /v1/responses."
-            if wanted
-            else "This is not a chat model and thus not supported in this endpoint: "
-            f"`{name}` is an embedding model. Ask it on /v1/embeddings."
-        )
-        raise ApiError(message, "model", "model_not_found" if not wanted else None, 400)
+    if embeds and not model.dimensions:
+        raise ApiError(f"`{name}` is not an embedding model.", "model")
+    if model.dimensions and not embeds:
+        raise ApiError(f"`{name}` is an embedding model, not a chat model.", "model")
     return model

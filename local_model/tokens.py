@@ -149,7 +149,7 @@ class _Vocabularies:
         if name not in self._loaded:
             started, patience, thread = time.monotonic(), self._patience(name), self.start(name)
             while thread and thread.is_alive() and time.monotonic() < started + patience:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # noqa: ASYNC110  a thread sets no asyncio.Event
             self._decide(name, started)
 
     def _patience(self, name: str) -> float:
