@@ -12,8 +12,8 @@ import pytest
 import requests
 import tiktoken
 
-from common import tokens
-from common.tokens import TokenCount, count_message_tokens, count_tokens
+from local_model import tokens
+from local_model.tokens import TokenCount, count_message_tokens, count_tokens
 
 TOP = Path(__file__).resolve().parents[1]
 BLOBS = "https://openaipublic.blob.core.windows.net/encodings"
@@ -242,7 +242,7 @@ def test_a_late_vocabulary_does_not_change_the_counts(monkeypatch: pytest.Monkey
 SILENT_SERVER = """
 import socket, threading, time
 import requests
-from common import tokens
+from local_model import tokens
 
 tokens.FETCH_SECONDS = 0.3  # a faster test
 tokens._vocabularies = tokens._Vocabularies()
@@ -267,7 +267,7 @@ def test_a_server_that_never_answers_is_waited_for_once(tmp_path: Path) -> None:
         env=env,
         capture_output=True,
         text=True,
-        timeout=60,  # without the deadline it would hang for ever
+        timeout=60,  # without the deadline it would hang forever
         check=False,
     )
     assert done.stderr == ""
