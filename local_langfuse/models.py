@@ -1,17 +1,19 @@
-"""What a model costs here: prices added through the API first, then the price table."""
+"""What a model costs here: prices set through the API first, then the list prices."""
 
-import sqlite3
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
 # Not `re`: a pattern comes from outside, and only this one can be given a time limit.
 import regex  # type: ignore[import-untyped]  # it ships no types
 
-from common.pricing import AS_OF, PRICES, Price, price_of, usage_buckets
+from local_langfuse import prices
+from local_langfuse.prices import MATCH_SECONDS, OPERATORS, Condition, Tariff, Tier, list_price
 from local_langfuse.store import Row, Store
+from local_langfuse.usage import usage_buckets
 from local_langfuse.wire import (
     Query,
     Refused,
@@ -25,50 +27,25 @@ from local_langfuse.wire import (
     to_json,
 )
 
-MATCH_SECONDS = 0.05
 SIDES = ("input", "output", "total")
 UNITS = ("TOKENS", "CHARACTERS", "MILLISECONDS", "SECONDS", "IMAGES", "REQUESTS")
-
-
-@dataclass(frozen=True)
-class Tariff:
-    """The price of a model: USD per token by usage bucket."""
-
-    id: str
-    per_token: Mapping[str, Decimal]
+EPOCH = date(1970, 1, 1)
 
 
 class Tariffs:
     """Finds the price of a model at a time; made anew for each batch."""
 
     def __init__(self, store: Store) -> None:
-        self._own = store.rows("SELECT * FROM models ORDER BY start_us DESC, created_us DESC")
-        self._found: dict[tuple[str, str], bool] = {}
+        rows = store.rows("SELECT * FROM models ORDER BY start_us DESC, created_us DESC")
+        self._own = [(row, Tariff(row["id"], _tiers(row["prices"]))) for row in rows]
+        prices.found.cache_clear()  # a pattern that ran out of time gets another chance
 
     def of(self, model: str, start_us: int) -> Tariff | None:
         """Return the price that holds, or None for a model that has none."""
-        for own in self._own:
-            if (own["start_us"] or 0) <= start_us and self._matches(own, model):
-                return Tariff(own["id"], _prices(own))
-        price = price_of(model)
-        return None if price is None else Tariff(price.model, price.per_token())
-
-    def _matches(self, own: sqlite3.Row, model: str) -> bool:
-        key = own["id"], model
-        if key not in self._found:
-            self._found[key] = _matches(own["match_pattern"], model)
-        return self._found[key]
-
-
-def _matches(pattern: str, model: str) -> bool:
-    try:
-        return regex.search(pattern, model, timeout=MATCH_SECONDS) is not None
-    except TimeoutError:
-        return False
-
-
-def _prices(model: sqlite3.Row) -> dict[str, Decimal]:
-    return {bucket: Decimal(price) for bucket, price in parse(model["prices"]).items()}
+        for row, tariff in self._own:
+            if (row["start_us"] or 0) <= start_us and prices.found(row["match_pattern"], model):
+                return tariff
+        return list_price(model, EPOCH + timedelta(microseconds=start_us))
 
 
 def amounts(usage: Any, given: Any, tariff: Tariff | None) -> Row:
@@ -77,14 +54,10 @@ def amounts(usage: Any, given: Any, tariff: Tariff | None) -> Row:
     `usage` and `given` are usage and cost as they arrived. A cost that was given wins over
     one computed from usage; without either it is unknown (None), which is not 0.
     """
-    try:
-        buckets = usage_buckets(usage) if isinstance(usage, dict) else {}
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise Refused(f"usage details cannot be read: {error}") from None
+    buckets = usage_buckets(usage) if isinstance(usage, dict) else {}
     costs = _given(given) if isinstance(given, dict) else {}
-    if not costs and tariff and buckets:
-        costs = {k: n * tariff.per_token[k] for k, n in buckets.items() if k in tariff.per_token}
-        costs["total"] = sum(costs.values(), start=Decimal(0))
+    if not costs and tariff:
+        costs = tariff.costs(buckets)
     return {
         "usage_details": to_json(buckets),
         "cost_details": to_json({bucket: finite(cost, "a cost") for bucket, cost in costs.items()}),
@@ -117,24 +90,20 @@ def _side(costs: Mapping[str, Decimal], side: str) -> float | None:
 def page_of_models(store: Store, query: Query) -> Row:
     """Return a page of the models that have a price, as the API answers it: own ones first."""
     number, limit = query.count("page", 1, 10**6), query.count("limit", 50, 100)
-    found = [_own_model(row) for row in store.rows("SELECT * FROM models ORDER BY created_us DESC")]
-    found += [_table_model(price) for price in PRICES]
-    meta = {"page": number, "limit": limit, "totalItems": len(found)}
-    data = found[(number - 1) * limit : number * limit]
-    return {"data": data, "meta": {**meta, "totalPages": -(-len(found) // limit)}}
+    own, listed = store.rows("SELECT * FROM models ORDER BY created_us DESC"), prices.list_prices()
+    total, first = len(own) + len(listed), (number - 1) * limit
+    asked = [*own, *listed][first : first + limit]
+    data = [_listed(item) if isinstance(item, Tariff) else _own_model(item) for item in asked]
+    meta = {"page": number, "limit": limit, "totalItems": total}
+    return {"data": data, "meta": {**meta, "totalPages": -(-total // limit)}}
 
 
-def _own_model(row: Mapping[str, Any] | sqlite3.Row) -> Row:
-    prices = {bucket: float(price) for bucket, price in parse(row["prices"]).items()}
-    tier = {"id": f"{row['id']}_tier_default", "name": "Standard", "isDefault": True, "priority": 0}
+def _own_model(row: Any) -> Row:
     return {
-        "id": row["id"],
+        **_priced(row["id"], _tiers(row["prices"])),
         "modelName": row["name"],
         "matchPattern": row["match_pattern"],
         "unit": row["unit"],
-        **{f"{side}Price": prices.get(side) for side in SIDES},
-        "prices": {bucket: {"price": price} for bucket, price in prices.items()},
-        "pricingTiers": [{**tier, "conditions": [], "prices": prices}],
         "createdAt": iso(row["created_us"], "milliseconds"),
         "startDate": None if row["start_us"] is None else iso(row["start_us"], "milliseconds"),
         "tokenizerId": row["tokenizer_id"],
@@ -143,22 +112,67 @@ def _own_model(row: Mapping[str, Any] | sqlite3.Row) -> Row:
     }
 
 
-def _table_model(price: Price) -> Row:
-    row = {
-        "id": price.model,
-        "name": price.model,
-        "match_pattern": f"(?i)^({regex.escape(price.model)})$",
+def _listed(tariff: Tariff) -> Row:
+    return {
+        **_priced(tariff.id, tariff.tiers),
+        "modelName": tariff.id,
+        "matchPattern": f"(?i)^({regex.escape(tariff.id)})$",
         "unit": "TOKENS",
-        "prices": _stored(price.per_token()),
-        "created_us": microseconds(f"{AS_OF}T00:00:00Z", "the date of the table"),
-        **dict.fromkeys(("start_us", "tokenizer_id")),
-        "tokenizer_config": "null",
+        "createdAt": iso(prices.list_time_us(), "milliseconds"),
+        **dict.fromkeys(("startDate", "tokenizerId", "tokenizerConfig")),
+        "isLangfuseManaged": True,
     }
-    return {**_own_model(row), "isLangfuseManaged": True}
 
 
-def _stored(prices: Mapping[str, Decimal]) -> str:
-    return to_json({bucket: str(price) for bucket, price in prices.items()})
+def _priced(model_id: str, tiers: tuple[Tier, ...]) -> Row:
+    """Return what the API shows of prices: those of the default tier, and the tiers."""
+    usual = {bucket: float(price) for bucket, price in tiers[-1].prices.items()}
+    shown = [_shown(model_id, number, tier) for number, tier in enumerate((tiers[-1], *tiers[:-1]))]
+    return {
+        "id": model_id,
+        **{f"{side}Price": usual.get(side) for side in SIDES},
+        "prices": {bucket: {"price": price} for bucket, price in usual.items()},
+        "pricingTiers": shown,
+    }
+
+
+def _shown(model_id: str, number: int, tier: Tier) -> Row:
+    names = {"usageDetailPattern": "pattern", "operator": "operator", "value": "value"}
+    names["caseSensitive"] = "case_sensitive"
+    return {
+        "id": f"{model_id}_tier_{number or 'default'}",
+        "name": tier.name,
+        "isDefault": not number,
+        "priority": number,
+        "conditions": [{k: getattr(c, name) for k, name in names.items()} for c in tier.conditions],
+        "prices": {bucket: float(price) for bucket, price in tier.prices.items()},
+    }
+
+
+def _tiers(text: str) -> tuple[Tier, ...]:
+    """Return the tiers of a row: a list, or the prices of the only one."""
+    stored = parse(text)
+    return tuple(map(_tier, stored if isinstance(stored, list) else [{"prices": stored}]))
+
+
+def _tier(stored: Row) -> Tier:
+    conditions = tuple(Condition(**condition) for condition in stored.get("conditions", ()))
+    usd = {bucket: Decimal(price) for bucket, price in stored["prices"].items()}
+    return Tier(usd, stored.get("name", "Standard"), conditions)
+
+
+def _stored(tiers: tuple[Tier, ...]) -> str:
+    if len(tiers) == 1:  # as it was stored before there were tiers
+        return to_json({bucket: str(price) for bucket, price in tiers[0].prices.items()})
+    rows = [
+        {
+            "name": tier.name,
+            "conditions": [asdict(condition) for condition in tier.conditions],
+            "prices": {bucket: str(price) for bucket, price in tier.prices.items()},
+        }
+        for tier in tiers
+    ]
+    return to_json(rows)
 
 
 def add_model(store: Store, body: Any) -> Row:
@@ -183,9 +197,9 @@ def _model_row(body: Row) -> Row:
     return {
         "id": str(uuid.uuid4()),
         "name": name,
-        "match_pattern": _checked_pattern(body.get("matchPattern"), name),
+        "match_pattern": _checked_pattern(body.get("matchPattern"), "matchPattern", name),
         "unit": unit,
-        "prices": _stored(_prices_of(body)),
+        "prices": _stored(_tiers_of(body)),
         "start_us": None if start is None else microseconds(start, "startDate"),
         "tokenizer_id": text_in(body, "tokenizerId"),
         "tokenizer_config": to_json(body.get("tokenizerConfig")),
@@ -193,29 +207,78 @@ def _model_row(body: Row) -> Row:
     }
 
 
-def _checked_pattern(pattern: Any, name: str) -> str:
+def _checked_pattern(pattern: Any, what: str, name: str) -> str:
     if not isinstance(pattern, str) or not pattern:
-        raise Refused("matchPattern must be a regular expression")
+        raise Refused(f"{what} must be a regular expression")
     try:
         # A pattern that backtracks without end shows it on a long near miss.
         for probe in (name, f"{name[-1] * 200}!", f"{name * 20}!", f"{'a' * 200}!"):
             regex.search(pattern, probe, timeout=MATCH_SECONDS)
     except TimeoutError:
-        raise Refused("matchPattern takes too long: nested repeats?") from None
+        raise Refused(f"{what} takes too long: nested repeats?") from None
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:
-        raise Refused(f"matchPattern is not a regular expression: {error}") from None
+        raise Refused(f"{what} is not a regular expression: {error}") from None
     return pattern
 
 
-def _prices_of(body: Mapping[str, Any]) -> dict[str, Decimal]:
+def _tiers_of(body: Mapping[str, Any]) -> tuple[Tier, ...]:
+    """Return the tiers of a request in the order in which they are tried, the default one last."""
     asked = {side: body.get(f"{side}Price") for side in SIDES}
     given = {side: price for side, price in asked.items() if price is not None}
-    if "total" in given and len(given) > 1:
-        raise Refused("totalPrice cannot be given beside inputPrice or outputPrice")
-    if not given or not all(_is_price(price) for price in given.values()):
+    if body.get("pricingTiers") is None:
+        if "total" in given and len(given) > 1:
+            raise Refused("totalPrice cannot be given beside inputPrice or outputPrice")
+        return (Tier(_usd(given)),)
+    if given:
+        raise Refused("give pricingTiers, or inputPrice, outputPrice and totalPrice; not both")
+    rows = _objects(body["pricingTiers"], "pricingTiers")
+    ordered = sorted(rows, key=lambda row: (row.get("isDefault") is True, _priority(row)))
+    tiers = tuple(map(_asked_tier, ordered))
+    defaults = [row.get("isDefault") is True for row in ordered]
+    if defaults.count(True) != 1 or defaults != [not tier.conditions for tier in tiers]:
+        raise Refused("pricingTiers need one default tier; it has no conditions, the others do")
+    if any(tier.prices.keys() != tiers[-1].prices.keys() for tier in tiers):
+        raise Refused("all pricing tiers must have prices for the same usage keys")
+    return tiers
+
+
+def _asked_tier(row: Row) -> Tier:
+    name = text_in(row, "name")
+    if name is None:
+        raise Refused("a pricing tier needs a name")
+    conditions = _objects(row.get("conditions") or [], "conditions")
+    return Tier(
+        _usd(as_object(row.get("prices"), "prices")), name, tuple(map(_condition, conditions))
+    )
+
+
+def _condition(row: Row) -> Condition:
+    if row.get("operator") not in OPERATORS:
+        raise Refused(f"operator must be one of {', '.join(OPERATORS)}")
+    if not _is_number(row.get("value")):
+        raise Refused("value must be a number")
+    pattern = _checked_pattern(row.get("usageDetailPattern"), "usageDetailPattern", "input")
+    return Condition(pattern, row["operator"], row["value"], row.get("caseSensitive") is True)
+
+
+def _objects(rows: Any, what: str) -> list[Row]:
+    if not isinstance(rows, list):
+        raise Refused(f"{what} must be a list")
+    return [as_object(row, f"each of {what}") for row in rows]
+
+
+def _priority(row: Row) -> float:
+    priority: Any = row.get("priority")
+    if not _is_number(priority):
+        raise Refused("a pricing tier needs a priority, a number")
+    return float(priority)
+
+
+def _usd(given: Mapping[str, Any]) -> dict[str, Decimal]:
+    if not given or not all(_is_number(price) and 0 <= price < 1e9 for price in given.values()):
         raise Refused("a model needs at least one price; each is a number of USD, 0 or more")
     return {bucket: Decimal(str(price)) for bucket, price in given.items()}
 
 
-def _is_price(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -488,11 +488,6 @@ BAD_SPANS: list[Any] = [
     span(langfuse__observation__prompt__version="99999999999999999999",
          langfuse__observation__type="generation"),
     span(langfuse__observation__cost_details='{"input": 1e308, "input_cached": 1e308}'),
-    span(langfuse__observation__usage_details=(
-        '{"prompt_tokens": "x", "completion_tokens": 1, "total_tokens": 1}')),
-    span(langfuse__observation__usage_details=(
-        '{"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 1,'
-        ' "prompt_tokens_details": [1]}')),
 ]  # fmt: skip
 
 
