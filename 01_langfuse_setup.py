@@ -35,7 +35,6 @@ from langfuse.openai import OpenAI
 
 from common.client import connect, tracing_is_on
 from common.console import fail, show_line, show_result, show_section, show_table, show_trace
-from common.llm import model_name, openai_client
 from common.readback import poll, sent_count
 from common.retriever import search
 from common.settings import read_settings
@@ -197,11 +196,12 @@ def write_answer(client: OpenAI, question: str, passages: list[str], **parent: s
     """
     response = client.chat.completions.create(
         name="write-answer",
-        model=model_name(),
+        model=os.environ["OPENAI_MODEL"],
         messages=[
             {"role": "system", "content": "Answer only from:\n" + "\n".join(passages)},
             {"role": "user", "content": question},
         ],
+        max_completion_tokens=500,  # what a model thinks counts, too
         **parent,
     )
     return response.choices[0].message.content or ""
@@ -308,8 +308,8 @@ def shape(observations: list[ObservationV2]) -> frozenset[tuple[str, str, str]]:
 
 def main() -> None:
     """Settings, connection, three traces of one shape, and the proof that they are stored."""
-    langfuse = connect()
-    client = openai_client()
+    connect()
+    langfuse, client = Langfuse(), OpenAI(timeout=60)
 
     show_section("1. Settings in force")
     show_table(("setting", "value", "from"), settings_in_force())
@@ -338,7 +338,7 @@ def main() -> None:
         stored = [rows for each in ids if (rows := read_back(langfuse, each, sent_count(each)))]
         show_result("traces", len(stored))
         show_result("different shapes", len({shape(rows) for rows in stored}))
-        show_trace(langfuse, first)
+        show_trace(first)
     else:
         show_line("  skipped: tracing is off")
 

@@ -40,24 +40,24 @@ tokens and the cost of `stream-answer`.
 
 import asyncio
 import json
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import openai
-from langfuse import get_client, observe, propagate_attributes
+from langfuse import Langfuse, get_client, observe, propagate_attributes
 from langfuse.api import ObservationV2
 from langfuse.openai import AsyncOpenAI, OpenAI
 
 from common.client import connect, tracing_is_on
 from common.console import show_answer, show_result, show_section, show_stream, show_trace
-from common.llm import async_openai_client, model_name, openai_client
 from common.readback import read_trace
 from common.retriever import handbook
 
 QUESTION = "Can I return shoes after 20 days?"
 MANY_QUESTIONS = [
     "How long does standard delivery take?",
-    "What does express delivery cost?",  # the offline model gets this wrong: see lesson 3
+    "What does express delivery cost?",  # the local model gets this wrong: see lesson 3
     "How long is the warranty?",
     "How can I pay?",
     "How often do leather shoes need wax?",
@@ -90,10 +90,9 @@ def write_answer(client: OpenAI, messages: list[dict[str, Any]], **trace: Any) -
     """
     response = client.chat.completions.create(
         name="write-answer",
-        model=model_name(),
+        model=os.environ["OPENAI_MODEL"],
         messages=messages,
-        temperature=0,
-        max_tokens=200,
+        max_completion_tokens=500,  # what a model thinks counts, too
         **trace,
     )
     return response.choices[0].message.content or ""
@@ -150,10 +149,11 @@ def stream_answer(client: OpenAI, question: str, trace_id: str) -> Iterator[str]
     """
     stream = client.chat.completions.create(
         name="stream-answer",
-        model=model_name(),
+        model=os.environ["OPENAI_MODEL"],
         messages=messages_about(question),
         stream=True,
         stream_options={"include_usage": True},
+        max_completion_tokens=500,
         trace_id=trace_id,
     )
     yield from (chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
@@ -168,7 +168,10 @@ def stream_answer(client: OpenAI, question: str, trace_id: str) -> Iterator[str]
 async def write_answer_async(client: AsyncOpenAI, question: str) -> str:
     """Ask the model once; the same call as `write_answer`, awaited."""
     response = await client.chat.completions.create(
-        name="write-answer", model=model_name(), messages=messages_about(question)
+        name="write-answer",
+        model=os.environ["OPENAI_MODEL"],
+        messages=messages_about(question),
+        max_completion_tokens=500,
     )
     return response.choices[0].message.content or ""
 
@@ -205,14 +208,12 @@ ORDERS = {"A-1042": {"status": "shipped", "arrives": "Thursday"}}
 TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
-        "function": {
-            "name": "look_up_order",
-            "description": "Find out where an order is.",
-            "parameters": {
-                "type": "object",
-                "properties": {"order_id": {"type": "string"}},
-                "required": ["order_id"],
-            },
+        "name": "look_up_order",
+        "description": "Find out where an order is.",
+        "parameters": {
+            "type": "object",
+            "properties": {"order_id": {"type": "string"}},
+            "required": ["order_id"],
         },
     }
 ]
@@ -233,18 +234,23 @@ def answer_with_tool(client: OpenAI, question: str) -> str:
     arguments are exactly what `look-up-order` below it received.
     """
     get_client().update_current_span(input=question)
-    messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
-    choice = client.chat.completions.create(
-        name="choose-tool", model=model_name(), messages=messages, tools=TOOLS
-    )
-    message = choice.choices[0].message
-    if not message.tool_calls:
-        return message.content or ""
-    messages.append(message.model_dump(exclude_none=True))
-    for call in message.tool_calls:
-        found = look_up_order(**json.loads(call.function.arguments))
-        messages.append({"role": "tool", "tool_call_id": call.id, "content": json.dumps(found)})
-    return write_answer(client, messages)
+    said: list[Any] = [{"role": "user", "content": question}]
+    for name in ("choose-tool", "write-answer"):
+        response = client.responses.create(
+            name=name,
+            model=os.environ["OPENAI_MODEL"],
+            input=said,
+            tools=TOOLS,
+            max_output_tokens=500,
+        )
+        calls = [item for item in response.output if item.type == "function_call"]
+        if not calls:
+            break
+        said += response.output
+        for call in calls:
+            found = json.dumps(look_up_order(**json.loads(call.arguments)))
+            said.append({"type": "function_call_output", "call_id": call.call_id, "output": found})
+    return str(response.output_text)
 
 
 # %% 6. Keep failures and retries apart
@@ -266,7 +272,10 @@ def answer_with_retry(client: OpenAI, question: str, models: list[str]) -> str:
     for model in models:
         try:
             response = client.chat.completions.create(
-                name="write-answer", model=model, messages=messages_about(question)
+                name="write-answer",
+                model=model,
+                messages=messages_about(question),
+                max_completion_tokens=500,
             )
         except openai.NotFoundError:
             continue
@@ -332,14 +341,14 @@ def who_asked(observations: Iterable[ObservationV2]) -> list[tuple[str, object]]
 
 async def ask_many(questions: list[str], trace_id: str) -> list[str]:
     """Open an asynchronous client for as long as the questions take."""
-    async with async_openai_client() as client:
+    async with AsyncOpenAI(timeout=60) as client:
         return await answer_many(client, questions, langfuse_trace_id=trace_id)
 
 
 def main() -> None:
     """Seven ways to call a model; then each trace, drawn as it was stored."""
-    langfuse = connect()
-    client = openai_client()
+    connect()
+    langfuse, client = Langfuse(), OpenAI(timeout=60)
     ids = [langfuse.create_trace_id() for _ in range(8)]
 
     show_section("1. Change one import, and every call is traced")
@@ -355,7 +364,7 @@ def main() -> None:
     show_section("5. Let the model call a tool")
     show_answer(ORDER_QUESTION, answer_with_tool(client, ORDER_QUESTION, langfuse_trace_id=ids[4]))
     show_section("6. Keep failures and retries apart")
-    models = [MISSING_MODEL, model_name()]
+    models = [MISSING_MODEL, os.environ["OPENAI_MODEL"]]
     show_answer(QUESTION, answer_with_retry(client, QUESTION, models, langfuse_trace_id=ids[5]))
     show_section("7. Say who asked, and in which conversation")
     for question, answer in zip(CHAT, hold_conversation(client, CHAT, ids[6:]), strict=True):
@@ -365,14 +374,14 @@ def main() -> None:
     if tracing_is_on():
         show_section("What was stored, section by section")
         for trace_id in ids[:4]:
-            show_trace(langfuse, trace_id)
+            show_trace(trace_id)
         wall, total = wall_and_sum(read_trace(langfuse, ids[3]))
         show_result("answer-many took", f"{wall:.3f} s; its five calls add up to {total:.3f} s")
         for trace_id in ids[4:7]:
-            show_trace(langfuse, trace_id)
+            show_trace(trace_id)
         for name, value in who_asked(read_trace(langfuse, ids[6])):
             show_result(name, value)
-        show_trace(langfuse, ids[7])
+        show_trace(ids[7])
 
 
 if __name__ == "__main__":

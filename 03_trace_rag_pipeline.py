@@ -33,6 +33,7 @@ the passage it needs in the output of the searches, and the step that dropped it
 
 import contextvars
 import json
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +50,6 @@ from langfuse.openai import OpenAI
 
 from common.client import connect, tracing_is_on
 from common.console import show_answer, show_line, show_result, show_section, show_trace
-from common.llm import embedding_model_name, model_name, openai_client
 from common.readback import poll, read_trace
 from common.retriever import handbook, search, words
 
@@ -110,11 +110,12 @@ def rewrite_query(client: OpenAI, question: str) -> str:
     """
     response = client.chat.completions.create(
         name="rewrite-query",
-        model=model_name(),
+        model=os.environ["OPENAI_MODEL"],
         messages=[
             {"role": "system", "content": "Rewrite the question as search keywords."},
             {"role": "user", "content": question},
         ],
+        max_completion_tokens=500,
     )
     return response.choices[0].message.content or question
 
@@ -125,7 +126,9 @@ def embed(client: OpenAI, name: str, texts: list[str]) -> list[Vector]:
     In Langfuse: the type `embedding` has tokens and cost like a generation. The output
     says how many numbers came back, not which: nobody can read 1,536 of them.
     """
-    response = client.embeddings.create(name=name, model=embedding_model_name(), input=texts)
+    response = client.embeddings.create(
+        name=name, model=os.environ["OPENAI_EMBEDDING_MODEL"], input=texts
+    )
     return [item.embedding for item in response.data]
 
 
@@ -221,8 +224,9 @@ def write_answer(
     system = prompt.compile(passages=text) if prompt else PROMPT.replace("{{passages}}", text)
     response = client.chat.completions.create(
         name="write-answer",
-        model=model_name(),
+        model=os.environ["OPENAI_MODEL"],
         messages=[{"role": "system", "content": system}, {"role": "user", "content": question}],
+        max_completion_tokens=500,
         langfuse_prompt=prompt,
     )
     return response.choices[0].message.content or ""
@@ -331,8 +335,8 @@ def steps_that_say(observations: list[ObservationV2], text: str) -> list[str]:
 
 def main() -> None:
     """Questions in one session: covered, not covered, and one while the search is broken."""
-    langfuse = connect()
-    client = openai_client()
+    connect()
+    langfuse, client = Langfuse(), OpenAI(timeout=60)
     started = datetime.now(UTC)
     prompt = load_prompt(langfuse)
     vectors = embed(client, "embed-handbook", handbook())
@@ -379,8 +383,8 @@ def main() -> None:
     for node in failed_steps(langfuse, session_id):
         show_result(f"{node.name}", f"ERROR on {node.input!r}: {node.status_message}")
     show_section("The trace about express delivery, and the one that failed")
-    show_trace(langfuse, ids[1])
-    show_trace(langfuse, broken_id)
+    show_trace(ids[1])
+    show_trace(broken_id)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ Try next: set USER_LIMIT to Decimal("0.00009"), and predict which questions are 
 import asyncio
 import csv
 import json
+import os
+import random
 import threading
 import time
 from collections import Counter, defaultdict
@@ -53,20 +55,28 @@ from langfuse.openai import AsyncOpenAI, OpenAI
 from common import console
 from common.client import connect, tracing_is_on
 from common.console import show_answer, show_bars, show_line, show_result, show_section, show_table
-from common.llm import async_openai_client, model_name, openai_client
 from common.pricing import cost_by_bucket, cost_of, price_of, usage_buckets
 from common.readback import poll
 from common.retriever import handbook, search
 from common.settings import TOP, read_settings
 from common.tokens import count_message_tokens
-from common.traffic import COMMON_QUESTIONS, OWN_MODEL, Request, plan_traffic
 
 QUESTION = "Can I return shoes after 20 days?"
-COMPARED_MODELS = ["gpt-4.1-nano", "gpt-4o-mini", "gpt-4o", "gpt-5-mini"]
+COMPARED_MODELS = ["gpt-6-luna", "gpt-5.4-mini", "gpt-6.1-terra", "gpt-6-sol"]
 TRAFFIC = 300  # requests of the simulated day
 USER_LIMIT = Decimal("0.00012")  # USD a user may spend in a day
 MAX_TOKENS = 100
 SORRY = "Sorry, I cannot answer at the moment."
+OWN_MODEL = "shop-topics"  # our own, traced by hand; Langfuse has no price for it
+MISSING_MODEL = "gpt-4o-minni"  # a typing error in the configuration of one feature
+COMMON_QUESTIONS = (
+    "What does express delivery cost?",
+    "How long is the warranty?",
+    "Can I pay by invoice?",
+    "Are your shoes small?",
+)
+TEAMS = {"support": ("chat", "mail"), "sales": ("chat", "offers"), "logistics": ("tracking",)}
+USERS = ("ada", "bob", "cyd", "dan", "eve", "fay", None)  # None: a job that runs at night
 Messages = list[dict[str, Any]]
 Usage = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -169,6 +179,34 @@ def compare_models(
 # span, not a generation: it has no tokens, and says what it saved. The ledger adds up
 # what the responses report, in Decimal, to be compared with what Langfuse has stored.
 
+
+@dataclass(frozen=True)
+class Request:
+    """One question of the day, the model it is meant for, and on whose behalf it is asked."""
+
+    question: str
+    model: str
+    team: str
+    feature: str
+    user: str | None
+
+
+def plan_traffic(count: int, model: str, seed: int = 4) -> list[Request]:
+    """Return a day's requests: some are common and repeat, one in twenty is for OWN_MODEL."""
+    dice = random.Random(seed)  # noqa: S311  a simulation, not a secret
+    day = []
+    for number in range(count):
+        team = dice.choice(sorted(TEAMS))
+        feature = dice.choice(TEAMS[team])
+        fresh = f"When will order A-{1000 + number} be delivered?"
+        question = dice.choice(COMMON_QUESTIONS) if dice.random() < 0.4 else fresh
+        asked = OWN_MODEL if dice.random() < 0.05 else model
+        if feature == "offers" and dice.random() < 0.2:
+            asked = MISSING_MODEL
+        day.append(Request(question, asked, team, feature, dice.choice(USERS)))
+    return day
+
+
 Answer = tuple[str, Decimal | None]
 Cache = dict[tuple[str, str], asyncio.Task[Answer]]
 
@@ -252,7 +290,7 @@ async def send_traffic(
     """
     cache: Cache = {}
     twenty = asyncio.Semaphore(20)
-    async with async_openai_client() as client:
+    async with AsyncOpenAI(timeout=60) as client:
 
         async def answer(request: Request) -> None:
             async with twenty:
@@ -371,11 +409,13 @@ def answer_within_budget(
     get_client().update_current_span(input=question)
     messages = messages_about(question, [passage.text for passage in search(question)])
     try:
-        reserved = check_budget(budget, user, worst_case(model_name(), messages, MAX_TOKENS))
+        reserved = check_budget(
+            budget, user, worst_case(os.environ["OPENAI_MODEL"], messages, MAX_TOKENS)
+        )
     except BudgetExceededError as error:
         return f"Refused: {error}."
     # Where this fails the worst case stays reserved: the provider may have billed it.
-    answer, _, _, cost = ask(client, ledger, model_name(), messages)
+    answer, _, _, cost = ask(client, ledger, os.environ["OPENAI_MODEL"], messages)
     if cost is not None:
         budget.settle(reserved, cost)
     return answer
@@ -570,23 +610,26 @@ def show_report(langfuse: Langfuse, run: str, ledger: Ledger) -> None:
     for title, measure in (("slowest", "max_latency"), ("most expensive", "sum_totalCost")):
         first = ask_metrics(langfuse, run, measure, by="traceId")[0]
         show_section(f"The {title} trace")
-        console.show_trace(langfuse, first["traceId"])
+        console.show_trace(first["traceId"])
 
 
 def main() -> None:
     """Everything that spends first; then the report, read back and held against the ledger."""
-    langfuse = connect()
-    client, ledger, run = openai_client(), Ledger(), langfuse.create_trace_id()[:8]
+    connect()
+    langfuse = Langfuse()
+    client, ledger, run = OpenAI(timeout=60), Ledger(), langfuse.create_trace_id()[:8]
     short, long = (messages_about(QUESTION, handbook() * times) for times in (1, 5))
     with propagate_attributes(metadata={"run": run}):
         show_section("1. Count tokens before the call, and read them after it")
-        show_result("before", count_message_tokens(short, model_name()))
-        _, answered, usage, _ = ask(client, ledger, model_name(), short)
+        show_result("before", count_message_tokens(short, os.environ["OPENAI_MODEL"]))
+        _, answered, usage, _ = ask(client, ledger, os.environ["OPENAI_MODEL"], short)
         show_result("after", f"{usage.get('prompt_tokens', 'unknown')} tokens")
 
         show_section("2. Turn usage into dollars, bucket by bucket")
-        ask(client, ledger, model_name(), long)
-        _, answered, usage, _ = ask(client, ledger, model_name(), long)  # its beginning is cached
+        ask(client, ledger, os.environ["OPENAI_MODEL"], long)
+        _, answered, usage, _ = ask(
+            client, ledger, os.environ["OPENAI_MODEL"], long
+        )  # its beginning is cached
         show_table((answered, "tokens", "USD"), cost_table(answered, usage))
         show_table((OWN_MODEL, "tokens", "USD"), cost_table(OWN_MODEL, {"input": 7, "output": 1}))
 
@@ -595,7 +638,7 @@ def main() -> None:
         show_table(("model", "tokens in", "out", "USD per 1,000 answers"), compared)
 
         show_section("4. Send a day of traffic, and keep a ledger of it")
-        day, before = plan_traffic(TRAFFIC, model_name()), ledger.calls
+        day, before = plan_traffic(TRAFFIC, os.environ["OPENAI_MODEL"]), ledger.calls
         with console.progress("Answering", len(day)) as done:
             asyncio.run(send_traffic(day, run, ledger, done))
         show_result("requests", len(day))
@@ -605,8 +648,10 @@ def main() -> None:
             show_result("without a price", f"{calls} calls of {model}")
 
         show_section("5. Stop before the money is spent")
-        if price_of(model_name()) is None:
-            show_line(f"  {model_name()} has no price: a budget cannot hold what it cannot count.")
+        if price_of(os.environ["OPENAI_MODEL"]) is None:
+            show_line(
+                f"  {os.environ['OPENAI_MODEL']} has no price: a budget cannot hold what it cannot count."
+            )
         else:
             for question, answer in spend_a_budget(client, ledger, "gus", warn):
                 show_answer(question, answer)

@@ -27,6 +27,7 @@ and look at the last line and at `echo $?`: the gate refuses the change.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -55,7 +56,6 @@ from common.console import (
     show_table,
     show_trace,
 )
-from common.llm import model_name, openai_client
 from common.readback import poll
 from common.retriever import search
 
@@ -87,11 +87,12 @@ def write_answer(client: OpenAI, instruction: str, question: str) -> str:
     """Ask for an answer from the passages that the search finds."""
     response = client.chat.completions.create(
         name="write-answer",
-        model=model_name(),
+        model=os.environ["OPENAI_MODEL"],
         messages=[
             {"role": "system", "content": f"{instruction}{passages_about(question)}"},
             {"role": "user", "content": question},
         ],
+        max_completion_tokens=500,
     )
     return response.choices[0].message.content or ""
 
@@ -186,7 +187,7 @@ def ask_judge(client: OpenAI, form: str, max_tokens: int) -> Judgement:
     """
     response = client.chat.completions.parse(
         name="ask-judge",
-        model=model_name(),
+        model=os.environ["OPENAI_MODEL"],
         messages=[
             {"role": "system", "content": "Judge the answer by the context alone."},
             {"role": "user", "content": form},
@@ -461,8 +462,8 @@ def judge_all(client: OpenAI, asked: Asked, run: str) -> list[tuple[str, ...]]:
 
 def main() -> None:
     """Conversations with scores of every kind, the numbers they add up to, and a gate."""
-    langfuse = connect()
-    client = openai_client()
+    connect()
+    langfuse, client = Langfuse(), OpenAI(timeout=60)
     started = datetime.now(UTC) - timedelta(seconds=1)
     run = langfuse.create_trace_id()[:8]
 
@@ -470,7 +471,7 @@ def main() -> None:
     asked = hold_conversations(langfuse, client, run)
     for _, _, question, answer in asked:
         show_answer(question, answer)
-    show_section("3. What a judge says about them (the offline one only counts shared words)")
+    show_section("3. What a judge says about them (the local one only counts shared words)")
     rows = judge_all(client, asked, run)
     show_table(("answer to", "relevance", "faithfulness", "toxicity"), rows)
     cut_off = judge_answer(client, *asked[0][1:], max_tokens=5)
@@ -509,7 +510,7 @@ def main() -> None:
     for verdict, question, old, new in changed_items(before, after):
         show_answer(f"{verdict}: {question}", f"{old}\n    -> {new}")
     show_result("accuracy", f"{accuracy_of(before):.2f} before, {accuracy_of(after):.2f} after")
-    show_trace(langfuse, asked[0][1])
+    show_trace(asked[0][1])
     try:
         pass_or_refuse(before, after)
     except RegressionError as error:

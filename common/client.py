@@ -1,58 +1,82 @@
-"""One Langfuse client for every script: `connect()` finds out where traces go, and says why."""
+"""`connect()` finds out where traces go and which model answers, and sets the environment."""
 
+import atexit
+import json
 import logging
 import os
 import sys
+import textwrap
+from contextlib import suppress
+from importlib import import_module
 from types import TracebackType
-from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import httpx
-import openai
-from langfuse import Langfuse
 from langfuse.api.core import ApiError
 
 import local_langfuse
-from common.console import fail, show_line
-from common.llm import explain_failure, model_label
-from common.readback import NotStoredError, count_spans, links_need_server, loss
+import local_model
+from common.console import fail, links, show_line
+from common.pricing import price_of
+from common.readback import NotStoredError, count_spans, loss
 from common.settings import (
+    MARK,
     TOP,
     Destination,
+    SettingsError,
+    check_url,
     choose_destination,
     masked,
     read_settings,
+    set_by_connect,
 )
+from common.tokens import is_exact
+
+OFF = ("pk-lf-off", "sk-lf-off")  # with no key at all the SDK logs a warning at every call
+GIVEN = ("LANGFUSE_TRACING_ENVIRONMENT", "LANGFUSE_RELEASE")  # with their defaults
+GIVEN += ("OPENAI_MODEL", "OPENAI_EMBEDDING_MODEL")
 
 
-def connect(*, asks_model: bool = True, **options: Any) -> Langfuse:
-    """Return the Langfuse client for the settings found, and print where traces go.
+def connect(*, asks_model: bool = True) -> None:
+    """Set the environment so that `Langfuse()` and `OpenAI()` need no argument; print what holds.
 
-    A program that asks no model says so, and is not told which one would answer. Options
-    such as `mask=` or `sample_rate=` go to `Langfuse(...)` as they are.
+    Tracing is off with `LANGFUSE_TRACING_ENABLED=false`; it goes to Langfuse with both keys;
+    otherwise to a stand-in on this machine: one that is running with our file, or one that
+    is started inside this process. A local model answers where neither OPENAI_API_KEY nor
+    OPENAI_BASE_URL is set, except in a program that says it asks no model. A setting that
+    cannot work ends the program: one line on stderr, exit status 2. A second call is harmless.
 
-    Off with `LANGFUSE_TRACING_ENABLED=false`; to Langfuse with both keys; otherwise to
-    the local stand-in, started inside this process unless one is already running.
-    A setting that cannot work ends the program: one line on stderr, exit status 2.
-
-    Beside that it leaves the keys and the address in force in the environment, where any
-    other library looks for them; silences two loggers that would tell an error twice; and
-    has errors of the model's service and of Langfuse told in one line.
+    It creates no client. Beside setting the environment, it counts the spans of the first
+    client, so that `show_trace` knows when a trace is complete; silences two loggers that
+    would report an error twice; and has the errors of both services told in one line.
     """
     sys.excepthook = _explain
+    before = set_by_connect()  # by an earlier call, or in the process that started this one
     try:
         settings = read_settings()
         destination = choose_destination(settings)
-        answers = model_label() if asks_model else ""
-        langfuse, where = _open(destination, options)
+        _reach_loopback_directly()
+        put = {name: settings[name].value for name in GIVEN}
+        traces, lines = _langfuse(destination, before.get("LANGFUSE_BASE_URL", ""))
+        put |= traces
+        if asks_model:
+            model, answers = _model(before.get("OPENAI_BASE_URL", ""))
+            put |= model
+            lines.append(f"Answers come from {answers}.")
     except (ValueError, local_langfuse.CannotStart) as error:
         fail(str(error), 2)
-    show_line(f"{where}, because {destination.why}.")
+    ours = {name: value for name, value in put.items() if settings[name].source == "default"}
+    os.environ |= {**ours, MARK: json.dumps(before | ours)}
+    count_spans()
+    # A failed export is told once, by `read_trace`; the SDK would tell it three times, and
+    # logs each failed model call, which is raised as well.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+    logging.getLogger("langfuse").addFilter(_is_news)
+    for line in lines:
+        show_line(line)
     if asks_model:
-        show_line(f"Answers come from {answers}.")
-    if links_need_server():
-        python = os.path.relpath(sys.executable)
-        show_line(f"Links open in a browser while `{python} -m local_langfuse` is running.")
-    return langfuse
+        _name_shut_down(settings["OPENAI_MODEL"].value)
 
 
 def tracing_is_on() -> bool:
@@ -60,54 +84,117 @@ def tracing_is_on() -> bool:
     return choose_destination(read_settings()).mode != "disabled"
 
 
-def _open(destination: Destination, options: dict[str, Any]) -> tuple[Langfuse, str]:
-    """Return the client, and in words where its traces go."""
+def _langfuse(destination: Destination, known: str) -> tuple[dict[str, str], list[str]]:
+    """Return what the SDK needs in the environment, and in words where traces go."""
+    settings, keys, url = read_settings(), local_langfuse.KEYS, destination.base_url
+    more = list[str]()
+    if destination.mode == "disabled":
+        keys, where = OFF, "Tracing is off and nothing is stored"
+    elif destination.mode == "langfuse":
+        where = f"Traces go to {url} with {masked(settings['LANGFUSE_PUBLIC_KEY'].value)}"
+    else:
+        db = TOP / settings["LOCAL_LANGFUSE_DB"].value
+        port = int(settings["LOCAL_LANGFUSE_PORT"].value)
+        where = f"the file {db.relative_to(TOP) if db.is_relative_to(TOP) else db}"
+        if url := local_langfuse.find(db, port, known):
+            where = f"Traces go to the local Langfuse stand-in on {url}, {where}"
+        else:
+            server, holder = local_langfuse.start_inside(db, port)
+            url, where = server.base_url, f"Traces go to a local Langfuse stand-in, {where}"
+            if holder:
+                more.append(f"Port {port} is held by {holder}, so this run has one of its own.")
+            again = local_langfuse.command(url, db)
+            more.append(f"Links open while this program runs, and later with `{again}`.")
+            if sys.stdin.isatty() and sys.stdout.isatty() and not os.environ.get("CI"):
+                atexit.register(_keep_links_live, os.getpid())
+    put = dict(zip(("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY"), keys, strict=True))
+    if url:
+        put["LANGFUSE_BASE_URL"] = url
+    return put, [f"{where}, because {destination.why}.", *more]
+
+
+def _keep_links_live(started_by: int) -> None:
+    """Wait at the end of a program in a terminal, since its links end with it."""
+    stopped = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
+    if links and not stopped and os.getpid() == started_by:
+        show_line("The links above are live until you press Enter.", "bold")
+        with suppress(EOFError, KeyboardInterrupt):
+            input()
+
+
+def _model(known: str) -> tuple[dict[str, str], str]:
+    """Return what OpenAI's client needs in the environment, and in words who answers."""
     settings = read_settings()
-    # With no key at all the SDK logs a warning at every call, also with tracing off.
-    public_key, secret_key, page_url = "pk-lf-off", "sk-lf-off", ""
-    where = "Tracing is off and nothing is stored"
-    if destination.mode == "langfuse":
-        public_key = settings["LANGFUSE_PUBLIC_KEY"].value
-        secret_key = settings["LANGFUSE_SECRET_KEY"].value
-        os.environ["LANGFUSE_BASE_URL"] = destination.base_url
-        where = f"Traces go to {destination.base_url} with {masked(public_key)}"
-    elif destination.mode == "local":
-        public_key, secret_key = local_langfuse.PUBLIC_KEY, local_langfuse.SECRET_KEY
-        os.environ["LANGFUSE_BASE_URL"], page_url, where = _local()
-    # The environment now says what is in force, to this client and to any other library.
-    os.environ |= {"LANGFUSE_PUBLIC_KEY": public_key, "LANGFUSE_SECRET_KEY": secret_key}
-    named = {
-        "environment": settings["LANGFUSE_TRACING_ENVIRONMENT"].value,
-        "release": settings["LANGFUSE_RELEASE"].value,
-    }
-    langfuse = Langfuse(**{**named, **options})
-    count_spans(page_url)
-    # A failed export is told once, by `read_trace`; the SDK would tell it three times, and
-    # logs each failed model call, which is raised as well.
-    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-    logging.getLogger("langfuse").addFilter(_is_news)
-    return langfuse, where
+    name, url = settings["OPENAI_MODEL"].value, settings["OPENAI_BASE_URL"].value
+    if url:
+        check_url(settings["OPENAI_BASE_URL"])
+    if settings["OPENAI_API_KEY"].value or url:
+        # A server of your own needs no key, but OpenAI's client does.
+        put, label = {"OPENAI_API_KEY": "none"}, f"{name} at {_shown(url)}"
+        if urlsplit(url).hostname not in ("127.0.0.1", "localhost"):
+            return put, label
+        if not local_model.is_running(url):
+            return put, label
+        why = f"which runs on {_shown(url)}"
+    else:
+        url = known if known and local_model.is_running(known) else local_model.start().base_url
+        put = {"OPENAI_API_KEY": local_model.API_KEY, "OPENAI_BASE_URL": url}
+        why = "because no OPENAI_API_KEY is set"
+    tokens = "counted where OpenAI's vocabulary is at hand" if is_exact(name) else "estimated"
+    return put, (
+        f"the local model, priced as {name}, {why}: it repeats sentences from its prompt; "
+        f"timings are simulated; tokens are {tokens}"
+    )
+
+
+def _shown(url: str) -> str:
+    """Return the address of the model's service, without a user's name and password."""
+    parts = urlsplit(url or "https://api.openai.com/v1")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _name_shut_down(model: str) -> None:
+    price = price_of(model)
+    if price and price.shut_down:
+        instead = f": use {price.successor}" if price.successor else ""
+        show_line(f"{model} is shut down on {price.shut_down}{instead}.", "yellow")
+
+
+def _reach_loopback_directly() -> None:
+    """Keep a proxy out of what stays on this machine; raise `SettingsError` for an unusable one."""
+    proxies = [f"{name.upper()}_PROXY" for name in getproxies() if name in ("http", "https", "all")]
+    try:
+        httpx.Client(verify=False).close()  # noqa: S501  it sends nothing
+        if any("socks" in url for url in getproxies().values()):
+            import_module("socks")  # what `requests` needs, with which the SDK sends spans
+    except (ImportError, ValueError, httpx.InvalidURL):
+        raise SettingsError(
+            f"{' or '.join(proxies)} cannot be used: socks5:// needs `pip install socksio pysocks`, "
+            "any other proxy an address that begins with http:// or https://."
+        ) from None
+    for name in ("NO_PROXY", "no_proxy") if proxies else ():
+        hosts = filter(None, os.environ.get(name, "").split(","))
+        os.environ[name] = ",".join(dict.fromkeys((*hosts, local_langfuse.HOST, "localhost")))
+
+
+def explain_failure(error: Exception) -> str:
+    """Return in one line why a model did not answer, and what to check; without the key."""
+    import openai  # noqa: PLC0415  a program that asks no model need not wait for it
+
+    said, key = str(error), os.environ.get("OPENAI_API_KEY", "")
+    if isinstance(error, openai.APIConnectionError):
+        cause = str(error.__cause__ or error).rstrip(".")
+        shown = _shown(os.environ.get("OPENAI_BASE_URL", ""))
+        said = f"{shown} cannot be reached: {cause}. Check OPENAI_BASE_URL."
+    elif isinstance(error, openai.APIStatusError):
+        told = textwrap.shorten(error.message, 300, placeholder=" …")  # a proxy answers with a page
+        said = f"{told} Check OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL."
+    return " ".join((said.replace(key, masked(key)) if len(key) > 4 else said).split())
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    told = isinstance(record.msg, openai.OpenAIError) or "Failed to send" in str(record.msg)
-    return not told
-
-
-def _local() -> tuple[str, str, str]:
-    """Return the base URL of the local stand-in, where its links open, and a sentence."""
-    settings = read_settings()
-    port = int(settings["LOCAL_LANGFUSE_PORT"].value)
-    page_url = f"http://127.0.0.1:{port}"
-    # A proxy meant for the internet must not be asked for this machine.
-    for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
-    if file := local_langfuse.running_file(port):
-        return page_url, "", f"Traces go to the local Langfuse stand-in on {page_url} ({file})"
-    db = TOP / settings["LOCAL_LANGFUSE_DB"].value
-    server = local_langfuse.start(db)
-    shown = db.relative_to(TOP) if db.is_relative_to(TOP) else db
-    return server.base_url, page_url, f"Traces go to a local Langfuse stand-in, the file {shown}"
+    raised = type(record.msg).__module__.startswith("openai")
+    return not (raised or "Failed to send" in str(record.msg))
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -118,6 +205,9 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
         fail(str(error), 1)
     if isinstance(error, httpx.HTTPError | ApiError):  # openai has errors of its own
         fail(loss(error), 1)
-    if isinstance(error, openai.APIConnectionError | openai.APIStatusError):
-        fail(explain_failure(error), 1)
+    if "openai" in sys.modules:
+        import openai  # noqa: PLC0415
+
+        if isinstance(error, openai.APIConnectionError | openai.APIStatusError):
+            fail(explain_failure(error), 1)
     sys.__excepthook__(kind, error, trace)

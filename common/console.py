@@ -9,20 +9,22 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import NoReturn
 
-from langfuse import Langfuse
+from langfuse import get_client
 from langfuse.api import ObservationV2
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from common.readback import read_trace, sent_count, trace_link
+from common.readback import last_trace_id, read_trace, sent_count
 
 # Piped output has no width of its own: 120 columns keep a tree on one line a node.
 if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="replace")  # an old code page has no line to draw a tree with
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+links: list[str] = []  # what was printed to be opened in a browser
 
 # Control characters, but for tab and line break: a terminal obeys them.
 _STEERING = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
@@ -124,19 +126,27 @@ def waiting(text: str) -> Iterator[None]:
         yield
 
 
-def show_trace(langfuse: Langfuse, trace_id: str) -> None:
+def show_trace(trace_id: str = "") -> None:
     """Draw a stored trace as a tree, read back from where it was stored, and print its link.
 
-    Raises `NotStoredError` when it cannot be read back; uncaught, that ends the program
-    with one line on stderr and exit status 1.
+    Without an id it is the trace that ended last. Raises `NotStoredError` when it cannot be
+    read back; uncaught, that ends the program with one line on stderr and exit status 1.
     """
+    langfuse, trace_id = get_client(), trace_id or last_trace_id()
     if not sent_count(trace_id):
         show_line("  No trace: tracing is off, or LANGFUSE_SAMPLE_RATE left it out.", "dim")
         return
     with waiting("Reading the trace back"):
+        langfuse.flush()
         stored = read_trace(langfuse, trace_id)
     draw_tree(stored)
-    show_line(f"  {trace_link(langfuse, trace_id)}", "blue")
+    show_link("", langfuse.get_trace_url(trace_id=trace_id) or "")
+
+
+def show_link(label: str, url: str) -> None:
+    """Print an address that opens in a browser, on a line of its own after its label."""
+    links.append(url)
+    show_line(f"  {label}{url}", "blue")
 
 
 def draw_tree(observations: Sequence[ObservationV2]) -> None:
@@ -200,14 +210,19 @@ def _milliseconds(seconds: float) -> str:
 
 
 def cost_text(node: ObservationV2) -> str:
-    """Return the stored cost in USD; `unknown` for a model without a price, which is not $0.
+    """Return the stored cost in USD: `unknown` for a model without a price, never $0.
 
-    A call that was refused has no tokens, and nothing is shown for it.
+    It begins with `≥` where some of the tokens have no price and so are not in the sum. A
+    call that was refused has no tokens, and nothing is shown for it.
     """
-    if not node.model or (node.level == "ERROR" and not node.usage_details):
+    usage, costs = node.usage_details or {}, node.cost_details or {}
+    if not node.model or (node.level == "ERROR" and not usage):
         return ""
-    total = (node.cost_details or {}).get("total")
-    return "unknown" if total is None else usd_text(total)
+    if "total" not in costs:
+        return "unknown"
+    by_bucket = bool(node.internal_model_id) and costs.keys() > {"total"}  # not given by hand
+    is_partial = by_bucket and any(n for bucket, n in usage.items() if bucket not in costs)
+    return f"{'≥' if is_partial else ''}{usd_text(costs['total'])}"
 
 
 def usd_text(usd: Decimal | float) -> str:

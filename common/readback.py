@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 FIELDS = "core,basic,time,io,metadata,model,usage,prompt,metrics,trace_context"
+REMEMBERED = 10_000  # traces
 T = TypeVar("T")
 
 
@@ -23,35 +24,55 @@ class NotStoredError(Exception):
 
 
 class _SentSpans(SpanProcessor):
-    """Counts finished spans by trace, so that reading back knows when a trace is complete."""
+    """Counts finished spans per trace, so that reading back knows when a trace is complete."""
 
     def __init__(self) -> None:
-        self.by_trace: Counter[str] = Counter()
-        self.page_url = ""
+        self.by_trace: OrderedDict[str, int] = OrderedDict()
+        self.total = 0
+        self.joined: trace.TracerProvider | None = None
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context and is_default_export_span(span):
-            self.by_trace[f"{span.context.trace_id:032x}"] += 1
+            trace_id = f"{span.context.trace_id:032x}"
+            self.by_trace[trace_id] = self.by_trace.get(trace_id, 0) + 1
+            self.by_trace.move_to_end(trace_id)
+            self.total += 1
+            if len(self.by_trace) > REMEMBERED:
+                self.by_trace.popitem(last=False)
+
+    def join(self, provider: trace.TracerProvider) -> None:
+        if isinstance(provider, TracerProvider) and provider is not self.joined:
+            provider.add_span_processor(self)
+            self.joined = provider
 
 
 _sent = _SentSpans()
+_set_provider = trace.set_tracer_provider
 
 
-def count_spans(page_url: str) -> None:
-    """Count from now on what the SDK sends.
+def _set_and_join(provider: trace.TracerProvider) -> None:
+    _set_provider(provider)
+    _sent.join(trace.get_tracer_provider())
 
-    `page_url` is where the links of traces open, when not where they are sent: the
-    stand-in inside this process ends with it.
+
+def count_spans() -> None:
+    """Count what the SDK sends, from the first client on.
+
+    The first `Langfuse()` sets the provider that all its spans go through. One that was set
+    here, before it, would switch its sampling off, so this joins that one as it is set.
     """
-    _sent.page_url = page_url
-    provider = trace.get_tracer_provider()
-    if isinstance(provider, TracerProvider):  # with tracing off there is none
-        provider.add_span_processor(_sent)
+    trace.set_tracer_provider = _set_and_join
+    _sent.join(trace.get_tracer_provider())
 
 
 def sent_count(trace_id: str) -> int:
     """Return how many observations of this trace the SDK was given to send."""
-    return _sent.by_trace[trace_id]
+    return _sent.by_trace.get(trace_id, 0)
+
+
+def last_trace_id() -> str:
+    """Return the trace whose observation ended last, or "" where there is none."""
+    return next(reversed(_sent.by_trace), "")
 
 
 def poll(read: Callable[[], T], *, until: Callable[[T], bool], seconds: float = 30) -> T:
@@ -91,25 +112,13 @@ def read_trace(langfuse: Langfuse, trace_id: str, seconds: float = 30) -> list[O
 
 def loss(error: httpx.HTTPError | ApiError) -> str:
     """Return in one line what a failed request to Langfuse means for this run."""
-    count = sum(_sent.by_trace.values())
     if not isinstance(error, ApiError):
         return (
-            f"Not stored: Langfuse cannot be reached ({error}); {count} observations of this "
-            "run are lost. Check LANGFUSE_BASE_URL, or unset both keys to stay local."
+            f"Not stored: Langfuse cannot be reached ({error}); {_sent.total} observations of "
+            "this run are lost. Check LANGFUSE_BASE_URL, or unset both keys to stay local."
         )
     check = "both keys" if error.status_code in (401, 403) else "LANGFUSE_BASE_URL"
     return (
-        f"Langfuse answered {error.status_code}; {count} observations of this run may be lost. "
-        f"Check {check}."
+        f"Langfuse answered {error.status_code}; {_sent.total} observations of this run may be "
+        f"lost. Check {check}."
     )
-
-
-def links_need_server() -> bool:
-    """Return True when nothing will answer at a trace's link after this process has ended."""
-    return bool(_sent.page_url)
-
-
-def trace_link(langfuse: Langfuse, trace_id: str) -> str:
-    """Return the address at which this trace opens in a browser."""
-    url = langfuse.get_trace_url(trace_id=trace_id) or ""
-    return _sent.page_url + url[url.index("/project/") :] if _sent.page_url else url

@@ -4,6 +4,7 @@ Nothing here opens a connection or prints. A mistake is a `SettingsError` of one
 that names the variable and the fix.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 from dotenv import load_dotenv
 
 TOP = Path(__file__).resolve().parents[1]
+MARK = "SET_BY_CONNECT"  # in the environment: what `connect()` put there, as JSON
 
 # Every variable the scripts read, with its default; `.env.example` explains each.
 DEFAULTS = {
@@ -34,7 +36,7 @@ DEFAULTS = {
     "LOCAL_LANGFUSE_DB": ".local_langfuse/langfuse.db",
     "OPENAI_API_KEY": "",
     "OPENAI_BASE_URL": "",
-    "OPENAI_MODEL": "gpt-4o-mini",
+    "OPENAI_MODEL": "gpt-6-luna",
     "OPENAI_EMBEDDING_MODEL": "text-embedding-3-small",
 }
 
@@ -68,20 +70,31 @@ class Destination:
 
 def masked(key: str) -> str:
     """`masked("pk-lf-0c8ae1d2-1234") -> "pk-lf-…1234"`; a short key shows nothing of itself."""
-    prefix = re.match(r"(pk-lf-|sk-lf-|sk-)?", key)
-    shown = prefix.group() if prefix else ""
+    shown = next((p for p in ("pk-lf-", "sk-lf-", "sk-") if key.startswith(p)), "")
     if len(key) - len(shown) < 12:
         return f"{shown}…" if key else ""
     return f"{shown}…{key[-4:]}"
+
+
+def set_by_connect() -> dict[str, str]:
+    """Return what `connect()` put into the environment, here or in a parent process."""
+    try:
+        marked = json.loads(os.environ.get(MARK, "{}"))
+    except ValueError:
+        return {}
+    return marked if isinstance(marked, dict) else {}
 
 
 @cache
 def read_settings(env_file: Path = TOP / ".env") -> Mapping[str, Setting]:
     """Load `.env` into the environment and return every setting with its source.
 
-    A variable that is already set wins over `.env`; an empty one counts as not set.
+    A variable that is already set wins over `.env`. One that is empty, or that `connect()`
+    has set in a parent process, counts as not set.
     """
-    already = {name for name in DEFAULTS if os.environ.get(name, "").strip()}
+    ours = set_by_connect()
+    values = {name: os.environ.get(name, "") for name in DEFAULTS}
+    already = {n for n, value in values.items() if value.strip() and value != ours.get(n)}
     for name in DEFAULTS.keys() - already:
         os.environ.pop(name, None)  # the SDK would read an empty rate as a number
     try:
@@ -102,8 +115,12 @@ def read_settings(env_file: Path = TOP / ".env") -> Mapping[str, Setting]:
 def choose_destination(settings: Mapping[str, Setting]) -> Destination:
     """Decide where traces go, or raise `SettingsError` for a mistake in the settings."""
     value = {name: setting.value for name, setting in settings.items()}
-    for name, (convert, wanted) in _FORMS.items():
-        if not _has_form(convert, value[name]):
+    for name, (has_form, wanted) in _FORMS.items():
+        try:
+            fits = has_form(value[name])
+        except ValueError:
+            fits = False
+        if not fits:
             raise SettingsError(f"{name} is {_quoted(value[name])}: set it to {wanted}.")
     if value["LANGFUSE_TRACING_ENABLED"].lower() == "false":
         return Destination("disabled", "LANGFUSE_TRACING_ENABLED is false")
@@ -112,7 +129,9 @@ def choose_destination(settings: Mapping[str, Setting]) -> Destination:
     public, secret = value["LANGFUSE_PUBLIC_KEY"], value["LANGFUSE_SECRET_KEY"]
     if not public and not secret:
         return Destination("local", "no Langfuse keys are set")
-    _check_keys(public, secret)
+    mistake = _mistake_in_keys(public, secret)
+    if mistake:
+        raise SettingsError(mistake)
     base_url, why = _langfuse_url(settings)
     return Destination("langfuse", why, base_url)
 
@@ -131,13 +150,6 @@ def _quoted(value: str) -> str:
     return masked(value) if re.match(r"(pk|sk)-", value) or "@" in value else repr(value)
 
 
-def _has_form(convert: Callable[[str], bool], value: str) -> bool:
-    try:
-        return convert(value)
-    except ValueError:
-        return False
-
-
 # What the SDK would otherwise answer with a traceback, or take for something else.
 _FORMS: dict[str, tuple[Callable[[str], bool], str]] = {
     "LANGFUSE_TRACING_ENABLED": (lambda v: v.lower() in ("true", "false"), "true or false"),
@@ -153,23 +165,22 @@ _FORMS: dict[str, tuple[Callable[[str], bool], str]] = {
 }
 
 
-def _check_keys(public: str, secret: str) -> None:
-    if not public or not secret:
-        missing = "LANGFUSE_SECRET_KEY" if public else "LANGFUSE_PUBLIC_KEY"
-        other = "LANGFUSE_PUBLIC_KEY" if public else "LANGFUSE_SECRET_KEY"
-        raise SettingsError(f"{missing} is missing: set it, or unset {other} to stay local.")
+def _mistake_in_keys(public: str, secret: str) -> str:
+    if not secret:
+        return "LANGFUSE_SECRET_KEY is missing: set it, or unset LANGFUSE_PUBLIC_KEY to stay local."
+    if not public:
+        return "LANGFUSE_PUBLIC_KEY is missing: set it, or unset LANGFUSE_SECRET_KEY to stay local."
     if public.startswith("sk-lf-") and secret.startswith("pk-lf-"):
-        raise SettingsError(
-            "LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY are swapped: exchange their values."
-        )
+        return "LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY are swapped: exchange their values."
     if public.startswith("sk-"):
-        raise SettingsError("LANGFUSE_PUBLIC_KEY holds a secret key: put the pk-lf-… key there.")
+        return "LANGFUSE_PUBLIC_KEY holds a secret key: put the pk-lf-… key there."
     if secret.startswith("pk-"):
-        raise SettingsError("LANGFUSE_SECRET_KEY holds a public key: put the sk-lf-… key there.")
+        return "LANGFUSE_SECRET_KEY holds a public key: put the sk-lf-… key there."
+    return ""
 
 
 def _langfuse_url(settings: Mapping[str, Setting]) -> tuple[str, str]:
-    """Return Langfuse's base URL, and which variable it came from in words."""
+    """Return Langfuse's base URL, and in words which variable it came from."""
     base, host = settings["LANGFUSE_BASE_URL"], settings["LANGFUSE_HOST"]
     _check_origin(base)
     if not host.value:

@@ -10,6 +10,8 @@ the program that calls it.
 import http.client
 import json
 import os
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,10 @@ from urllib.parse import urlsplit
 
 HOST = "127.0.0.1"  # loopback only: the keys below are no secret
 DEFAULT_PORT = 4747
+DEFAULT_DB = ".local_langfuse/langfuse.db"  # seen from the top folder
 PUBLIC_KEY = "pk-lf-local"
 SECRET_KEY = "sk-lf-local"  # noqa: S105  printed at every start, and worthless elsewhere
+KEYS = (PUBLIC_KEY, SECRET_KEY)
 PROJECT = "local"
 TOP = Path(__file__).resolve().parent.parent
 # The field of the health answer that names our file; no other program has it.
@@ -50,7 +54,7 @@ class Running:
 
 def default_db() -> Path:
     """Return the file to use: LOCAL_LANGFUSE_DB, seen from the top folder of these examples."""
-    return TOP / (os.environ.get("LOCAL_LANGFUSE_DB") or ".local_langfuse/langfuse.db")
+    return TOP / (os.environ.get("LOCAL_LANGFUSE_DB") or DEFAULT_DB)
 
 
 def start(db: Path, port: int = 0, *, lasts: bool = True) -> LocalLangfuse:
@@ -99,7 +103,40 @@ def _health(port: int) -> Any:
         connection.close()
 
 
-def running_file(port: int = DEFAULT_PORT) -> str:
-    """Return the file of the local instance on this port, or "" where there is none."""
-    found = running(port)
-    return found.file if found else ""
+def find(db: Path, port: int, known: str = "") -> str:
+    """Return the base URL of a running instance that stores in `db`, or "" where there is none.
+
+    `known` is the base URL of one that this process or its parent has started. One that is
+    found on the port must last: another would end in the middle of somebody else's program.
+    """
+    for url in filter(None, (known, f"http://{HOST}:{port}")):
+        there = running(url)
+        if there and there.file == str(db.resolve()) and (there.lasts or url == known):
+            return url
+    return ""
+
+
+def start_inside(db: Path, port: int) -> tuple[LocalLangfuse, str]:
+    """Start one that ends with this program, on a free port where `port` is taken.
+
+    Returns it, and in words what holds the port. Raises `CannotStart` because of the file.
+    """
+    try:
+        return start(db, port, lasts=False), ""
+    except CannotStart:
+        there = running(port)
+        holder = f"a local Langfuse with the file {there.file}" if there else "another program"
+        return start(db, lasts=False), holder
+
+
+def command(base_url: str, db: Path) -> str:
+    """Return the command that serves this file at this address again.
+
+    `command("http://127.0.0.1:5000", default_db()) -> "python -m local_langfuse --port 5000"`
+    """
+    words = [os.path.relpath(sys.executable), "-m", "local_langfuse"]
+    if (port := _port_of(base_url)) != DEFAULT_PORT:
+        words += ["--port", str(port)]
+    if db.resolve() != (TOP / DEFAULT_DB).resolve():
+        words += ["--db", str(db)]
+    return shlex.join(words)

@@ -122,6 +122,8 @@ def read(messages: Sequence[Message]) -> Prompt:
     if prompt.results:  # what was looked up is said, near or not
         facts = [sentence for result in prompt.results for sentence in result.sentences]
         prompt.instructions = [i for i in prompt.instructions if not ABSTAIN.match(i)]
+    if not facts:  # then the line that asks is all there is: "Boots are warm. Are boots warm?"
+        facts = [s for s in _sentences(prompt.question) if not s.endswith("?")]
     prompt.facts = Facts(facts)
     return prompt
 

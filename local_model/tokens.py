@@ -88,6 +88,12 @@ def count_message_tokens(messages: Iterable[Mapping[str, Any]], model: str) -> T
     return TokenCount(sum(count.tokens for count in counts), all(count.exact for count in counts))
 
 
+def is_exact(model: str) -> bool:
+    """Tell, without loading anything, whether texts for this model are counted, not estimated."""
+    name, known = _encoding_name(model)
+    return known and name is not None and _is_cached(name)
+
+
 def start_loading() -> None:
     """Start to load the vocabulary of today's models, in a thread, without waiting for it."""
     _vocabularies.start("o200k_base")

@@ -35,7 +35,6 @@ from langfuse.api.core import ApiError
 
 from common.client import connect, tracing_is_on
 from common.console import Arguments, fail, show_line, show_result, usd_text
-from common.readback import trace_link
 from common.settings import Setting, SettingsError, check_url
 
 MODELS = ["GENERATION", "EMBEDDING"]
@@ -125,7 +124,7 @@ def count_unpriced(langfuse: Langfuse, period: Period) -> Counter[str]:
 def costliest_trace(langfuse: Langfuse, period: Period) -> str:
     """Return a link to the trace whose calls have cost most; there must be a call."""
     rows = ask_metrics(langfuse, period, "sum_totalCost", by="traceId")
-    return trace_link(langfuse, rows[0]["traceId"])
+    return langfuse.get_trace_url(trace_id=rows[0]["traceId"]) or ""
 
 
 # %% 3. Say it in words
@@ -223,7 +222,8 @@ def read_options() -> tuple[argparse.Namespace, Numbers]:
 def main() -> None:
     """Measure, compare, and tell; the exit status says how it went."""
     options, limits = read_options()
-    langfuse = connect(asks_model=False)
+    connect(asks_model=False)
+    langfuse = Langfuse()
     if not tracing_is_on():
         fail("Cannot tell: tracing is off. Unset LANGFUSE_TRACING_ENABLED.", 2)
     now = datetime.now(UTC)

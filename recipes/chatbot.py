@@ -20,6 +20,7 @@ and do it again. Or chat with a model on your own machine, here one in Ollama:
     OPENAI_BASE_URL=http://localhost:11434/v1 OPENAI_MODEL=llama3.2 python -m recipes.chatbot
 """
 
+import os
 import re
 import sys
 import uuid
@@ -34,9 +35,8 @@ from langfuse import Langfuse, get_client, observe, propagate_attributes
 from langfuse.openai import OpenAI
 
 from common import console
-from common.client import connect
-from common.llm import explain_failure, model_name, openai_client
-from common.readback import sent_count, trace_link
+from common.client import connect, explain_failure
+from common.readback import sent_count
 from common.retriever import handbook
 
 with suppress(ImportError):  # arrow keys and history at the prompt; Windows has its own
@@ -67,10 +67,11 @@ def stream_reply(
     """
     with client.chat.completions.create(
         name="write-reply",
-        model=model_name(),
+        model=os.environ["OPENAI_MODEL"],
         messages=messages,
         stream=True,
         stream_options={"include_usage": True},
+        max_completion_tokens=500,
     ) as stream:
         for chunk in stream:
             if chunk.choices and chunk.choices[0].delta.content:
@@ -204,16 +205,17 @@ def show_conversation(langfuse: Langfuse, conversation: Conversation) -> None:
     """Print the last turn of a conversation as it is stored, and where to read all of it."""
     name, last = conversation.session_id, conversation.trace_ids[-1]
     console.show_section(f"The last turn of {name}")
-    console.show_trace(langfuse, last)
+    console.show_trace(last)
     if sent_count(last):
-        link = trace_link(langfuse, last).replace(f"traces/{last}", f"sessions/{name}")
-        console.show_result("the conversation", link)
+        url = langfuse.get_trace_url(trace_id=last) or ""
+        link = url.replace(f"traces/{last}", f"sessions/{name}")
+        console.show_link("the conversation     ", link)
 
 
 def main() -> None:
     """Chat until /quit, the end of input or Ctrl-C; then show what was stored."""
-    langfuse = connect()
-    client, conversations = openai_client(), [Conversation()]
+    connect()
+    langfuse, client, conversations = Langfuse(), OpenAI(timeout=60), [Conversation()]
     console.show_line(HELP)
     prompt = "> " if sys.stdin.isatty() else ""
     with suppress(EOFError, KeyboardInterrupt):

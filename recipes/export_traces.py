@@ -283,7 +283,8 @@ def export_and_delete(langfuse: Langfuse, asked: argparse.Namespace) -> None:
 def main() -> None:
     """Read what is asked for, do it, and say in one line what stopped it."""
     asked = read_arguments()
-    langfuse = connect(asks_model=False)
+    connect(asks_model=False)
+    langfuse = Langfuse()
     if not tracing_is_on():
         fail("Tracing is off, and nothing can be read: unset LANGFUSE_TRACING_ENABLED.", 2)
     try:

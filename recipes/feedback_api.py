@@ -24,6 +24,7 @@ at the scores of its trace: there are still two.
 
 import json
 import logging
+import os
 import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -37,16 +38,15 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
-from langfuse import get_client
+from langfuse import Langfuse, get_client
 from langfuse.api import CreateScoreBatchResults, CreateScoreRequest, ScoreDataType
 from langfuse.api.core import ApiError
 from langfuse.openai import OpenAI
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.client import connect, tracing_is_on
-from common.console import Arguments, fail, show_line
-from common.llm import model_name, openai_client
-from common.readback import NotStoredError, sent_count, trace_link
+from common.console import Arguments, fail, show_line, show_link
+from common.readback import NotStoredError, sent_count
 from common.retriever import search
 from common.settings import read_settings
 
@@ -64,7 +64,7 @@ Opinion = dict[str, float | str]  # the value of each score, by its name
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the model's client before the first request; after the last one, send what waits."""
-    with openai_client() as client:
+    with OpenAI(timeout=60) as client:
         app.state.client = client
         app.state.answered = OrderedDict[str, datetime]()  # when, by trace id
         yield
@@ -103,8 +103,9 @@ def answer_question(client: OpenAI, question: str) -> tuple[str, str]:
         told = f"Answer in one sentence, only from:\n{passages}"
         response = client.chat.completions.create(
             name="write-answer",
-            model=model_name(),
+            model=os.environ["OPENAI_MODEL"],
             messages=[{"role": "system", "content": told}, {"role": "user", "content": question}],
+            max_completion_tokens=500,
         )
         answer = response.choices[0].message.content or ""
         root.update(output=answer)
@@ -228,12 +229,13 @@ def main() -> None:
         listening = socket.create_server(("127.0.0.1", port))
     except (OSError, OverflowError):
         fail(f"Port {port} is taken, or not allowed: choose another one with --port.", 2)
-    langfuse = connect()
+    connect()
+    langfuse = Langfuse()
     show_line(f"Ask at http://127.0.0.1:{listening.getsockname()[1]}/ask. Ctrl-C ends it.")
     with suppress(KeyboardInterrupt):
         uvicorn.Server(uvicorn.Config(APP, log_level="warning")).run(sockets=[listening])
     if answered := list(APP.state.answered):
-        show_line(f"The last answer: {trace_link(langfuse, answered[-1])}", "blue")
+        show_link("The last answer: ", langfuse.get_trace_url(trace_id=answered[-1]) or "")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,6 @@ from opentelemetry.trace import Link, Status
 from common import console
 from common.client import connect, tracing_is_on
 from common.console import show_answer, show_line, show_result, show_section, show_table
-from common.llm import model_name, openai_client
 from common.readback import poll, read_trace
 from common.retriever import search
 
@@ -265,7 +264,10 @@ def answer_question(client: OpenAI, question: str) -> str:
     passages = "\n".join(passage.text for passage in search(question, 2))
     prompt = f"Answer from these passages:\n{passages}\n\nQuestion: {question}"
     response = client.chat.completions.create(
-        name="write-answer", model=model_name(), messages=[{"role": "user", "content": prompt}]
+        name="write-answer",
+        model=os.environ["OPENAI_MODEL"],
+        messages=[{"role": "user", "content": prompt}],
+        max_completion_tokens=500,
     )
     return response.choices[0].message.content or ""
 
@@ -334,13 +336,14 @@ def show_visits(langfuse: Langfuse, since: datetime, kept: int) -> None:
 
 def main() -> None:
     """One question full of personal data, many visits, and what is stored of both."""
-    langfuse = connect(sample_rate=SAMPLE_RATE, **gate())
+    connect()
+    langfuse = Langfuse(sample_rate=SAMPLE_RATE, **gate())
     show_section("A question full of personal data")
     trace_id = langfuse.create_trace_id()
     while not is_kept(trace_id, SAMPLE_RATE):  # this one you must see
         trace_id = langfuse.create_trace_id()
     with propagate_attributes(user_id=ADDRESS, tags=[f"from:{ADDRESS}", "channel:web"]):
-        answer = answer_question(openai_client(), QUESTION, langfuse_trace_id=trace_id)
+        answer = answer_question(OpenAI(timeout=60), QUESTION, langfuse_trace_id=trace_id)
     show_answer(QUESTION, answer)
 
     show_section(f"Many visits, of which {SAMPLE_RATE:.0%} are to be kept")
@@ -355,7 +358,7 @@ def main() -> None:
     root = read_trace(langfuse, trace_id)[0]
     for label, text in (("user", root.user_id), ("tags", root.tags), ("input", root.input)):
         show_result(label, text)
-    console.show_trace(langfuse, trace_id)
+    console.show_trace(trace_id)
 
 
 if __name__ == "__main__":

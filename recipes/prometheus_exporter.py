@@ -255,7 +255,8 @@ def main() -> None:
     options = parser.parse_args()
     registry = CollectorRegistry()
     with redirect_stdout(io.StringIO()) if options.once else nullcontext():  # numbers alone
-        langfuse = connect(asks_model=False)
+        connect(asks_model=False)
+        langfuse = Langfuse()
     if not tracing_is_on():
         fail("Tracing is off, and nothing can be read: unset LANGFUSE_TRACING_ENABLED.", 2)
     # Named after the key that opens the project, so that two projects are never mixed.

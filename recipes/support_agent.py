@@ -35,6 +35,7 @@ Try next: give "antwerp" an order B-2001 in `ORDERS`, and see the error leave th
 """
 
 import asyncio
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypedDict
@@ -44,7 +45,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import InjectedToolArg, ToolException, tool
 from langchain_openai import ChatOpenAI
-from langfuse import propagate_attributes
+from langfuse import Langfuse, propagate_attributes
 from langfuse.langchain import CallbackHandler
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -54,7 +55,6 @@ from pydantic import BaseModel
 
 from common.client import connect
 from common.console import show_answer, show_section, show_trace
-from common.llm import chat_settings
 from common.retriever import search
 
 ORDERS = {"rotterdam": {"A-1042": "was shipped and arrives on Thursday"}}  # antwerp's system fails
@@ -100,12 +100,12 @@ class Route(BaseModel):
 
 @cache
 def chat_model() -> ChatOpenAI:
-    """Return LangChain's client of the model that the settings name, real or offline.
+    """Return LangChain's client of the model; key and address come from the environment.
 
     Do not import `langfuse.openai` in the same process: it wraps the openai package, which
     LangChain calls, and each call would be recorded a second time, in a trace of its own.
     """
-    return ChatOpenAI(**chat_settings(), temperature=0)
+    return ChatOpenAI(model=os.environ["OPENAI_MODEL"], max_completion_tokens=500, timeout=60)
 
 
 async def choose_specialist(state: State) -> Command[Literal["ask-handbook", "ask-orders"]]:
@@ -159,7 +159,10 @@ async def ask_orders(state: State, runtime: Runtime[Request]) -> State:
 
     In Langfuse: filter by type TOOL and level ERROR; the message says why no order came.
     """
-    model = chat_model().bind_tools([look_up_order]).with_config(run_name="choose-tool")
+    # In chat, models from GPT-5.6 on take tools only where they do not reason first.
+    reasons = os.environ["OPENAI_MODEL"].startswith(("gpt-5.6", "gpt-6"))
+    effort = {"reasoning_effort": "none"} if reasons else {}
+    model = chat_model().bind_tools([look_up_order], **effort).with_config(run_name="choose-tool")
     reply = await model.ainvoke(state["question"])
     findings = []
     for call in reply.tool_calls:
@@ -247,13 +250,14 @@ async def answer_briefly(request: Request) -> tuple[str, str]:
 
 async def main() -> None:
     """Three customers at once, and a chain; then each answer with its trace as it was stored."""
-    langfuse = connect()
+    connect()
+    langfuse = Langfuse()
     answers = await asyncio.gather(*map(answer_question, REQUESTS), answer_briefly(REQUESTS[0]))
     langfuse.flush()  # hand over what is waiting before anyone looks
     for request, (answer, trace_id) in zip((*REQUESTS, REQUESTS[0]), answers, strict=True):
         show_section(f"{request.user}, a customer of the shop in {request.tenant}")
         show_answer(request.question, answer)
-        show_trace(langfuse, trace_id)
+        show_trace(trace_id)
 
 
 if __name__ == "__main__":

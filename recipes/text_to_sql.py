@@ -20,6 +20,7 @@ The traces have these shapes:
 Try next: give the question about March a query of its own in VERIFIED, and watch its thumb.
 """
 
+import os
 import re
 import sqlite3
 import time
@@ -28,14 +29,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from langfuse import get_client, observe, propagate_attributes
+from langfuse import Langfuse, get_client, observe, propagate_attributes
 from langfuse.api import ObservationV2
 from langfuse.openai import OpenAI
 
 from common import console
 from common.client import connect
-from common.llm import model_name, openai_client
-from common.orders import create_orders
 from common.readback import read_trace, sent_count
 from common.settings import TOP, read_settings
 
@@ -58,6 +57,30 @@ ASKED = [  # team, question, and the answer as the one who asks knows it
     ("support", "How many pairs were returned?", 102),
 ]
 Rows = list[tuple[Any, ...]]
+SHOP = """
+CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT, city TEXT);
+CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, price REAL /* in euros */);
+CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER REFERENCES customers,
+    product_id INTEGER REFERENCES products, pairs INTEGER,
+    status TEXT /* open, delivered or returned */, ordered_on TEXT /* such as 2026-12-31 */);
+
+INSERT INTO customers (name, city) VALUES ('Ada', 'Utrecht'), ('Bob', 'Delft'), ('Cyd', 'Utrecht');
+INSERT INTO products (name, price) VALUES ('Trail runner', 89.5), ('Leather boot', 139.0);
+WITH RECURSIVE day(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM day WHERE n < 364)
+INSERT INTO orders SELECT n + 1, 1 + n % 3, 1 + n % 2, 1 + n % 4,
+    CASE n % 9 WHEN 0 THEN 'open' WHEN 1 THEN 'returned' ELSE 'delivered' END,
+    date('2026-01-01', n || ' days') FROM day;
+"""
+
+
+def create_orders(path: Path) -> None:
+    """Write the shop's orders of a year to a SQLite file, the same bytes at every call."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f"{path.name}.{os.getpid()}")
+    with closing(sqlite3.connect(":memory:")) as shop:
+        shop.executescript(SHOP)
+        written.write_bytes(shop.serialize())
+    written.replace(path)  # in one step: another process may be reading the file
 
 
 # %% 1. Tell the model what it needs to know
@@ -83,11 +106,12 @@ def write_sql(client: OpenAI, schema: list[str], question: str) -> str:
     prompt = [told, *schema, "Verified queries, each with its question:", *examples]
     response = client.chat.completions.create(
         name="write-sql",
-        model=model_name(),
+        model=os.environ["OPENAI_MODEL"],
         messages=[
             {"role": "system", "content": "\n".join(prompt)},
             {"role": "user", "content": question},
         ],
+        max_completion_tokens=500,
     )
     reply = response.choices[0].message.content or ""
     block = re.search(r"```(?:sql\w*)?\s*(.*?)\s*```", reply, re.DOTALL | re.IGNORECASE)
@@ -246,11 +270,12 @@ def cost_by_tag(observations: list[ObservationV2]) -> list[tuple[str, int, int, 
 
 def main() -> None:
     """Answer what three teams ask; then report what it cost and what failed."""
-    langfuse = connect()
+    connect()
+    langfuse = Langfuse()
     database = (TOP / read_settings()["LOCAL_LANGFUSE_DB"].value).with_name("orders.db")
     create_orders(database)
     console.show_section(f"What three teams ask {database.name}")
-    answered = list(ask_all(openai_client(), database))
+    answered = list(ask_all(OpenAI(timeout=60), database))
     columns = ("team", "question", "answer", "thumb")
     console.show_table(columns, [row[1:] for row in answered])
     langfuse.flush()  # hand over what is waiting before anyone adds it up
@@ -263,7 +288,7 @@ def main() -> None:
         console.show_section(f"The SQL that failed: {len(failed)} of {len(sent)}")
     for row in failed:
         console.show_answer(str(row.status_message), str(row.input))
-    console.show_trace(langfuse, str(failed[0].trace_id) if failed else answered[0][0])
+    console.show_trace(str(failed[0].trace_id) if failed else answered[0][0])
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from contextlib import suppress
 from typing import Any
 
 import openai
-from langfuse import get_client, observe, propagate_attributes
+from langfuse import Langfuse, get_client, observe, propagate_attributes
+from langfuse.openai import OpenAI
 from langfuse.types import MaskOtelSpansParams, MaskOtelSpansResult, OtelSpanPatch
 from opentelemetry import trace
 
 from common.client import connect
-from common.llm import openai_client
 from recipes import mask_and_sample as recipe
 
 ESCAPE = chr(92) + "u0040"
@@ -162,7 +162,7 @@ def plant_in_other_libraries() -> None:
         span.record_exception(ValueError(canary("recorded exception")))
         span.set_status(trace.Status(trace.StatusCode.ERROR, canary("foreign status")))
     with suppress(openai.NotFoundError):
-        openai_client().chat.completions.create(
+        OpenAI().chat.completions.create(
             model=canary("name of a model"),
             messages=[{"role": "user", "content": canary("message to OpenAI")}],
         )
@@ -175,7 +175,7 @@ OPTIONS = {
 }
 
 if __name__ == "__main__":
-    client = connect(**OPTIONS[sys.argv[1]]())
-    plant(client)
+    connect()
+    plant(Langfuse(**OPTIONS[sys.argv[1]]()))
     get_client().flush()
     sys.stdout.write("\n" + json.dumps(planted))
