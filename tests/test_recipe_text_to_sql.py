@@ -20,7 +20,7 @@ import pytest
 from conftest import KEYS, TOP, Desk, promised_trees, stored_observations, stored_trees
 
 import local_langfuse
-from common.orders import create_orders
+from recipes.text_to_sql import create_orders
 
 RECIPE = ("-m", "recipes.text_to_sql")
 REFUSING = str(Path(__file__).parent / "refuse_sockets")
