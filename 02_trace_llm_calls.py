@@ -50,7 +50,14 @@ from langfuse.api import ObservationV2
 from langfuse.openai import AsyncOpenAI, OpenAI
 
 from common.client import connect, tracing_is_on
-from common.console import show_answer, show_result, show_section, show_stream, show_trace
+from common.console import (
+    show_answer,
+    show_line,
+    show_pieces,
+    show_result,
+    show_section,
+    show_trace,
+)
 from common.readback import read_trace
 from common.retriever import handbook
 
@@ -356,7 +363,8 @@ def main() -> None:
     show_section("2. Trace any other model by hand")
     show_answer(QUESTION, classify_question(QUESTION, ids[1]))
     show_section("3. Stream, and measure how long the user stares at nothing")
-    show_stream(QUESTION, stream_answer(client, QUESTION, ids[2]))
+    show_line(f"  {QUESTION}", "bold")
+    show_pieces(stream_answer(client, QUESTION, ids[2]))
     show_section("4. Ask many at once")
     many = asyncio.run(ask_many(MANY_QUESTIONS, ids[3]))
     for question, answer in zip(MANY_QUESTIONS, many, strict=True):

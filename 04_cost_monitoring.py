@@ -54,8 +54,8 @@ from langfuse.openai import AsyncOpenAI, OpenAI
 
 from common import console
 from common.client import connect, tracing_is_on
-from common.console import show_answer, show_bars, show_line, show_result, show_section, show_table
-from common.pricing import cost_by_bucket, cost_of, price_of, usage_buckets
+from common.console import show_answer, show_line, show_result, show_section, show_table
+from common.pricing import cost_by_bucket, cost_of, price_of, unpriced_buckets, usage_buckets
 from common.readback import poll
 from common.retriever import handbook, search
 from common.settings import TOP, read_settings
@@ -64,8 +64,8 @@ from common.tokens import count_message_tokens
 QUESTION = "Can I return shoes after 20 days?"
 COMPARED_MODELS = ["gpt-6-luna", "gpt-5.4-mini", "gpt-6.1-terra", "gpt-6-sol"]
 TRAFFIC = 300  # requests of the simulated day
-USER_LIMIT = Decimal("0.00012")  # USD a user may spend in a day
-MAX_TOKENS = 100
+USER_LIMIT = Decimal("0.00037")  # USD a user may spend in a day
+MAX_TOKENS = 500  # of an answer, what the model thinks included
 SORRY = "Sorry, I cannot answer at the moment."
 OWN_MODEL = "shop-topics"  # our own, traced by hand; Langfuse has no price for it
 MISSING_MODEL = "gpt-4o-minni"  # a typing error in the configuration of one feature
@@ -142,10 +142,11 @@ def cost_table(model: str, usage: Usage) -> list[tuple[str, int, str]]:
     price is missing there, and costs nothing as far as Langfuse knows.
     """
     costs = cost_by_bucket(model, usage)
-    if costs is None:
-        return [("total", usage_buckets(usage).get("total", 0), "unknown")]
     buckets = {name: count for name, count in usage_buckets(usage).items() if count}
+    if costs is None:
+        return [("total", buckets.get("total", 0), "unknown")]
     rows = [(name, buckets[name], f"{costs[name]:.7f}") for name in costs if name in buckets]
+    rows += [(name, buckets[name], "no price") for name in unpriced_buckets(model, usage)]
     return sorted(rows, key=lambda row: row[0] == "total")
 
 
@@ -383,8 +384,10 @@ def worst_case(model: str, messages: Messages, max_tokens: int) -> Decimal:
     if price is None:
         raise ValueError(f"{model} has no price: add it to PRICES in common/pricing.py")
     tokens = count.tokens if count.exact else count.tokens * 4 // 3
-    per_token = price.per_token()
-    return tokens * per_token["input"] + max_tokens * per_token["output"]
+    usd = price.per_token(tokens)
+    # The whole prompt may be written to a cache, which costs more than to read it.
+    dearest = max(usd["input"], usd.get("input_cache_write_tokens", usd["input"]))
+    return tokens * dearest + max_tokens * usd["output"]
 
 
 @observe(name="check-budget", as_type="guardrail", capture_input=False, capture_output=False)
@@ -559,6 +562,16 @@ def write_csv(path: Path, rows: Iterable[tuple[str, str, object]]) -> None:
             csv.writer(file).writerow([kind, safe, usd])
 
 
+def show_bars(values: dict[str, Decimal]) -> None:
+    """Draw amounts in USD as bars, the longest 40 characters wide."""
+    most = max(values.values(), default=Decimal(0))
+    show_line("")
+    width = max(map(len, values), default=0)
+    for label, usd in values.items():
+        bar = "█" * round(40 * usd / most) if most else ""
+        show_line(f"  {label:<{width}}  {console.usd_text(usd)} {bar}")
+
+
 def show_report(langfuse: Langfuse, run: str, ledger: Ledger) -> None:
     """Print what Langfuse adds up, hold it against the ledger, and write it to a file."""
     show_section("6. Let Langfuse add it up: USD by model, team, user and day")
@@ -648,10 +661,9 @@ def main() -> None:
             show_result("without a price", f"{calls} calls of {model}")
 
         show_section("5. Stop before the money is spent")
-        if price_of(os.environ["OPENAI_MODEL"]) is None:
-            show_line(
-                f"  {os.environ['OPENAI_MODEL']} has no price: a budget cannot hold what it cannot count."
-            )
+        model = os.environ["OPENAI_MODEL"]
+        if price_of(model) is None:
+            show_line(f"  {model} has no price: a budget cannot hold what it cannot count.")
         else:
             for question, answer in spend_a_budget(client, ledger, "gus", warn):
                 show_answer(question, answer)

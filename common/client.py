@@ -7,6 +7,7 @@ import os
 import sys
 import textwrap
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib import import_module
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -34,8 +35,10 @@ from common.settings import (
 from common.tokens import is_exact
 
 OFF = ("pk-lf-off", "sk-lf-off")  # with no key at all the SDK logs a warning at every call
-GIVEN = ("LANGFUSE_TRACING_ENVIRONMENT", "LANGFUSE_RELEASE")  # with their defaults
-GIVEN += ("OPENAI_MODEL", "OPENAI_EMBEDDING_MODEL")
+GIVEN = (  # with their defaults
+    *("LANGFUSE_TRACING_ENVIRONMENT", "LANGFUSE_RELEASE"),
+    *("OPENAI_MODEL", "OPENAI_EMBEDDING_MODEL"),
+)
 
 
 def connect(*, asks_model: bool = True) -> None:
@@ -156,8 +159,9 @@ def _shown(url: str) -> str:
 def _name_shut_down(model: str) -> None:
     price = price_of(model)
     if price and price.shut_down:
-        instead = f": use {price.successor}" if price.successor else ""
-        show_line(f"{model} is shut down on {price.shut_down}{instead}.", "yellow")
+        will = "will be" if price.shut_down > datetime.now(UTC).date() else "was"
+        instead = f"; its successor is {price.successor}" if price.successor else ""
+        show_line(f"{model} {will} shut down on {price.shut_down}{instead}.", "yellow")
 
 
 def _reach_loopback_directly() -> None:
@@ -169,8 +173,8 @@ def _reach_loopback_directly() -> None:
             import_module("socks")  # what `requests` needs, with which the SDK sends spans
     except (ImportError, ValueError, httpx.InvalidURL):
         raise SettingsError(
-            f"{' or '.join(proxies)} cannot be used: socks5:// needs `pip install socksio pysocks`, "
-            "any other proxy an address that begins with http:// or https://."
+            f"{' or '.join(proxies)} cannot be used: a socks5:// proxy needs `pip install socksio "
+            "pysocks`, any other an address that begins with http:// or https://."
         ) from None
     for name in ("NO_PROXY", "no_proxy") if proxies else ():
         hosts = filter(None, os.environ.get(name, "").split(","))

@@ -4,7 +4,7 @@ import argparse
 import io
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import NoReturn
@@ -78,22 +78,6 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the program, and hide addresses: one in the wrong place may hold a secret."""
         fail(f"{re.sub('://[^ ]+', '://…', message)}; --help shows the options.", 2)
-
-
-def show_bars(values: Mapping[str, Decimal]) -> None:
-    """Draw amounts in USD as bars, the longest 40 characters wide."""
-    most = max(values.values(), default=Decimal(0))
-    show_line("")
-    width = max(map(len, values), default=0)
-    for label, usd in values.items():
-        bar = "█" * round(40 * usd / most) if most else ""
-        show_line(f"  {label:<{width}}  {usd_text(usd)} {bar}")
-
-
-def show_stream(question: str, pieces: Iterable[str]) -> None:
-    """Print a question and its answer piece by piece, each as soon as it is there."""
-    show_line(f"  {question}", "bold")
-    show_pieces(pieces)
 
 
 def show_pieces(pieces: Iterable[str]) -> None:

@@ -19,8 +19,10 @@ GOOGLE = "https://ai.google.dev/gemini-api/docs/pricing"
 # Langfuse, OpenAI, Anthropic and LangChain have different names for the same tokens.
 INPUT = ("input", "input_tokens")
 CACHED = ("input_cached_tokens", "cache_read_input_tokens", "input_cache_read")
-WRITTEN = ("input_cache_write_tokens", "cache_creation_input_tokens", "input_cache_creation")
-WRITTEN += ("input_cache_creation_5m",)
+WRITTEN = (
+    *("input_cache_write_tokens", "cache_creation_input_tokens"),
+    *("input_cache_creation", "input_cache_creation_5m"),
+)
 KEPT = ("input_cache_creation_1h",)  # written to a cache that lasts an hour
 OUTPUT = ("output", "output_tokens")
 REASONING = ("output_reasoning_tokens", "output_reasoning")

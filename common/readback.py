@@ -50,8 +50,8 @@ _sent = _SentSpans()
 _set_provider = trace.set_tracer_provider
 
 
-def _set_and_join(provider: trace.TracerProvider) -> None:
-    _set_provider(provider)
+def _set_and_join(tracer_provider: trace.TracerProvider) -> None:
+    _set_provider(tracer_provider)
     _sent.join(trace.get_tracer_provider())
 
 
