@@ -77,7 +77,7 @@ def _assistant(value: Any, path: str) -> None:
     _ASSISTANT(value, path)
     refuse(
         all(value.get(key) is None for key in ("content", "tool_calls", "refusal")),
-        f"Invalid value for 'content': expected a string, got null. ('{path}' has no 'tool_calls'.)",
+        "Invalid value for 'content': expected a string, got null.",
         f"{path}.content",
     )
 

@@ -5,13 +5,14 @@ import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterable
+from itertools import chain
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -66,7 +67,7 @@ class Api:
         options = body.get("stream_options") or {}
         parts = chunks(ask, answer, with_usage=bool(options.get("include_usage")))
         lines = ((word, f"data: {_dump(part)}\n\n") for word, part in parts)
-        return _stream([*lines, (False, "data: [DONE]\n\n")], ask)
+        return _stream(chain(lines, [(False, "data: [DONE]\n\n")]), ask)
 
     async def responses(self, request: Request) -> Response:
         """Answer a response."""
@@ -126,6 +127,8 @@ async def _read(request: Request) -> tuple[Json, str]:
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
         raise ApiError(f"We could not parse the JSON body of your request: {why}") from None
+    if not isinstance(body, dict):
+        raise ApiError("The JSON body of a request must be an object.")
     return body, hashlib.sha256(same).hexdigest()
 
 
@@ -169,6 +172,10 @@ async def _api_error(_: Request, error: Exception) -> Response:
 
 async def _refused(_: Request, error: Exception) -> Response:
     return _refusal(error.status if isinstance(error, Refused) else 400, str(error))
+
+
+async def _left(_: Request, __: Exception) -> Response:
+    return _refusal(400, "The client went away.")
 
 
 async def _too_deep(_: Request, __: Exception) -> Response:
@@ -232,6 +239,7 @@ def application(clock: Clock = today) -> ASGIApp:
         exception_handlers={
             ApiError: _api_error,
             Refused: _refused,
+            ClientDisconnect: _left,
             RecursionError: _too_deep,
             HTTPException: _no_route,
             Exception: _failed,
