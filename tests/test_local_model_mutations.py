@@ -15,7 +15,11 @@ from local_model import server
 ORDERS: Any = {
     "name": "look_up_order",
     "description": "Return the state of an order.",
-    "parameters": {"type": "object", "properties": {"order_id": {"type": "string"}}, "required": ["order_id"]},
+    "parameters": {
+        "type": "object",
+        "properties": {"order_id": {"type": "string"}},
+        "required": ["order_id"],
+    },
 }
 SCHEMA: Any = {
     "type": "object",
@@ -125,7 +129,9 @@ def mutated(body: Any, dice: random.Random) -> Any:
             case 0:
                 del container[key]
             case 1 if isinstance(container, dict):
-                container[dice.choice(("type", "extra", "$ref", "\ud800"))] = copy.deepcopy(dice.choice(ODD))
+                container[dice.choice(("type", "extra", "$ref", "\ud800"))] = copy.deepcopy(
+                    dice.choice(ODD)
+                )
             case 2:
                 other, there = dice.choice(list(places(body)))
                 container[key] = copy.deepcopy(other[there])
