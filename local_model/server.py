@@ -112,7 +112,7 @@ def _model(name: str, model: Model) -> Json:
 
 
 async def _read(request: Request) -> tuple[Json, str]:
-    """Return the body of a request, and a digest of it."""
+    """Return the body of a request, and a digest of it: a stream has that of a whole answer."""
     raw = await read_body(request)
     if sum(raw.count(mark) for mark in (b"{", b"[", b",")) > MOST_PARTS:
         raise ApiError("The body has too many parts for the local model.", status=413)
@@ -121,11 +121,12 @@ async def _read(request: Request) -> tuple[Json, str]:
         if not isinstance(body, dict):
             raise ApiError("The JSON body of a request must be an object.")
         # Fails for what could not be sent back: half a character, a number that is none.
-        same = dump({key: body[key] for key in body if not key.startswith("stream")}).encode()
+        dump(body).encode()
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
         raise ApiError(f"We could not parse the JSON body of your request: {why}") from None
-    return body, hashlib.sha256(same).hexdigest()
+    same = {key: body[key] for key in body if not key.startswith("stream")}
+    return body, hashlib.sha256(dump(same).encode()).hexdigest()
 
 
 def _seen(ask: Ask) -> dict[str, str]:
