@@ -70,7 +70,8 @@ def _arguments(schema: Json, question: str) -> tuple[Json, bool]:
     found = {name: _argument(name, part, question, numbers) for name, part in properties.items()}
     given = {name: value for name, value in found.items() if value is not None}
     required = schema.get("required")
-    return given, all(name in given for name in required) if isinstance(required, list) else True
+    needed = required if isinstance(required, list) else []
+    return given, all(isinstance(name, str) and name in given for name in needed)
 
 
 def _argument(name: str, schema: Json, question: str, numbers: Iterator[str]) -> Any:
@@ -90,7 +91,7 @@ def _argument(name: str, schema: Json, question: str, numbers: Iterator[str]) ->
     return True if kind == "boolean" and words(name) & words(question) else None
 
 
-def kind_of_schema(schema: Json) -> Any:
+def kind_of_schema(schema: Json) -> str:
     """Return the type that a JSON schema asks for, the one that is not null if there are two."""
     kind = schema.get("type")
-    return next((k for k in kind if k != "null"), "null") if isinstance(kind, list) else kind
+    return str(next((k for k in kind if k != "null"), "null") if isinstance(kind, list) else kind)

@@ -44,11 +44,7 @@ FILE = fields(
 REFUSAL = fields({**KIND, "refusal": text()})
 USER_PARTS = {"text": TEXT, "image_url": IMAGE, "input_audio": AUDIO, "file": FILE}
 CALL = fields(
-    {
-        **KIND,
-        "id": text(1),
-        "function": fields({"name": FUNCTION_NAME, "arguments": text()}),
-    }
+    {**KIND, "id": text(1), "function": fields({"name": FUNCTION_NAME, "arguments": text()})}
 )
 
 
@@ -77,7 +73,7 @@ def _assistant(value: Any, path: str) -> None:
     _ASSISTANT(value, path)
     refuse(
         all(value.get(key) is None for key in ("content", "tool_calls", "refusal")),
-        f"Invalid value for 'content': expected a string, got null. ('{path}' has no 'tool_calls'.)",
+        "Invalid value for 'content': expected a string, got null.",
         f"{path}.content",
     )
 
@@ -136,8 +132,7 @@ RESPONSE_FORMAT = tagged(
             {
                 **KIND,
                 "json_schema": fields(
-                    FUNCTION,
-                    {"description": text(), "schema": mapping, "strict": nullable(flag)},
+                    FUNCTION, {"description": text(), "schema": mapping, "strict": nullable(flag)}
                 ),
             }
         ),

@@ -26,11 +26,7 @@ _TEXT = text(1)
 _ITEM = by_type({str: _TEXT, int: _no_tokens, list: _no_tokens})
 EMBEDDINGS = fields(
     {"model": text(1), "input": by_type({str: _TEXT, list: items(_ITEM, 1)})},
-    {
-        "dimensions": whole(1),
-        "encoding_format": one_of("float", "base64"),
-        "user": text(),
-    },
+    {"dimensions": whole(1), "encoding_format": one_of("float", "base64"), "user": text()},
 )
 
 

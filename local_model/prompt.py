@@ -43,6 +43,10 @@ SECTION = re.compile(
     r"^[^\w\n]*(question|context|passages|sources|answer|response|output)\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"”'])\s+(?![a-z])")
+A_WORD = re.compile(r"[^\W_]{2,}")
+ENDING = re.compile(r"(?<=\w{2})(ing|ies|ed|es|s|e|y)$")
+DOUBLED = re.compile(r"(\D)\1$")
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,10 @@ class Facts:
         def share(place: int) -> float:
             return math.fsum(weight[word] for word in missing & bags[place]) / total
 
+        near = [place for place, bag in enumerate(bags) if asked & bag] or [0]
         missing, picked = set(weight), dict[int, float]()
         while len(picked) < min(limit, len(bags)):
-            best = max(range(len(bags)), key=share)
+            best = max(near, key=share)
             if picked and share(best) < WORTH_ADDING:
                 break
             picked[best] = share(best)
@@ -159,10 +164,10 @@ def _split_question(text: str) -> tuple[str, str]:
 
 def _sentences(text: str) -> Iterator[str]:
     """Yield the sentences of each line; what is in quotes is not split."""
-    for line in text.splitlines():
+    for line in filter(str.strip, text.splitlines()):
         parts: list[str] = []
         straight = opened = 0
-        for part in re.split(r"(?<=[.!?])\s+|(?<=[.!?][\"”'])\s+(?![a-z])", line.strip(" -*•\t")):
+        for part in SENTENCE_END.split(line.strip(" -*•\t")):
             parts.append(part)
             straight += part.count('"')
             opened += part.count("“") - part.count("”")
@@ -174,8 +179,8 @@ def _sentences(text: str) -> Iterator[str]:
 
 def keywords(text: str) -> list[str]:
     """Return the words that carry meaning: `"How do I return shoes?" -> ["return", "shoes"]`."""
-    found = (w for w in re.findall(r"[^\W_]+", text.lower()) if len(w) > 1)
-    return [word for word in dict.fromkeys(found) if word not in EMPTY_WORDS]
+    found = dict.fromkeys(A_WORD.findall(text.lower()))
+    return [word for word in found if word not in EMPTY_WORDS]
 
 
 def words(text: str) -> set[str]:
@@ -185,5 +190,4 @@ def words(text: str) -> set[str]:
 
 @lru_cache(maxsize=10_000)
 def _stem(word: str) -> str:
-    stem = re.sub(r"(?<=\w{2})(ing|ies|ed|es|s|e|y)$", "", word)
-    return re.sub(r"(\D)\1$", r"\1", stem)  # shipped, shipp, ship
+    return DOUBLED.sub(r"\1", ENDING.sub("", word))  # shipped, shipp, ship

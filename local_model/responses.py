@@ -28,8 +28,7 @@ def _events(ask: Ask, answer: Answer, body: Json) -> Iterator[Event]:
     yield False, {"type": "response.in_progress", "response": begun}
     for index, item in enumerate(_output(ask, answer, body)):
         place = {"output_index": index}
-        empty = {**item, "status": "in_progress"}
-        yield False, {"type": "response.output_item.added", **place, "item": _emptied(empty)}
+        yield False, {"type": "response.output_item.added", **place, "item": _emptied(item)}
         place["item_id"] = item["id"]
         if item["type"] == "message":
             yield from _text_events(item["content"][0], {**place, "content_index": 0})
@@ -45,16 +44,16 @@ def _events(ask: Ask, answer: Answer, body: Json) -> Iterator[Event]:
 
 
 def _emptied(item: Json) -> Json:
-    return {
-        **item,
-        **{"message": {"content": []}, "function_call": {"arguments": ""}}.get(item["type"], {}),
-    }
+    """Return an item as it is announced: without what comes word by word."""
+    without: Json = {"message": {"content": []}, "function_call": {"arguments": ""}}
+    return {**item, "status": "in_progress", **without.get(item["type"], {})}
 
 
 def _text_events(part: Json, place: Json) -> Iterator[Event]:
     empty = {**part, "text": ""}
     yield False, {"type": "response.content_part.added", **place, "part": empty}
-    kind, no_probabilities = "response.output_text", {"logprobs": []}
+    kind = "response.output_text"
+    no_probabilities: Json = {"logprobs": []}
     for piece in pieces(part["text"]):
         yield True, {"type": f"{kind}.delta", **place, "delta": piece, **no_probabilities}
     yield False, {"type": f"{kind}.done", **place, "text": part["text"], **no_probabilities}

@@ -2,14 +2,7 @@
 
 from typing import Any
 
-from local_model.chat_shape import (
-    BREAKPOINT,
-    FUNCTION_NAME,
-    KIND,
-    SHARED,
-    TEXT,
-    TIERS,
-)
+from local_model.chat_shape import BREAKPOINT, FUNCTION_NAME, KIND, SHARED, TEXT, TIERS
 from local_model.shape import (
     ApiError,
     anything,
@@ -30,12 +23,7 @@ STATUS = {"status": nullable(one_of("in_progress", "completed", "incomplete"))}
 DETAIL = one_of("low", "high", "auto", "original")
 IMAGE = fields(
     KIND,
-    {
-        "detail": DETAIL,
-        "image_url": nullable(text(1)),
-        "file_id": nullable(text(1)),
-        **BREAKPOINT,
-    },
+    {"detail": DETAIL, "image_url": nullable(text(1)), "file_id": nullable(text(1)), **BREAKPOINT},
 )
 FILE = fields(
     KIND,

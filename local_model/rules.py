@@ -13,7 +13,7 @@ from local_model.catalog import Model
 from local_model.exchange import Message
 from local_model.shape import ApiError, Json, listed, refuse
 
-MOST_CHARACTERS = 400_000  # of text in a request: more would hold up everybody else
+MOST_CHARACTERS = 200_000  # of text in a request: more would hold up everybody else
 LOCAL = "The local model cannot do this: "
 
 

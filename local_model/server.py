@@ -1,28 +1,25 @@
-"""The routes, the errors and the pace. Requests are handled on the event loop alone."""
+"""The routes and the pace. Requests are handled on the event loop alone."""
 
 import asyncio
 import hashlib
 import json
-import secrets
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from itertools import chain
 
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from local_langfuse import HOST, serving
 from local_langfuse.guard import Loopback, read_body
-from local_langfuse.wire import Refused
 from local_model import MARKER, LocalModel, tokens
 from local_model.answer import pieces, respond
 from local_model.catalog import Clock, Model, available, find, today
 from local_model.chat import chunks, completion, read_chat
+from local_model.door import HANDLERS, Keyed, Marked, answer_json, dump, refusal
 from local_model.embeddings import embeddings
 from local_model.exchange import Answer, Ask
 from local_model.responses import events, response
@@ -62,11 +59,11 @@ class Api:
         answer = await self._answer(ask)
         if not body.get("stream"):
             await _whole(answer)
-            return _json(completion(ask, answer), ask)
+            return answer_json(completion(ask, answer), headers=_seen(ask))
         options = body.get("stream_options") or {}
         parts = chunks(ask, answer, with_usage=bool(options.get("include_usage")))
-        lines = ((word, f"data: {_dump(part)}\n\n") for word, part in parts)
-        return _stream([*lines, (False, "data: [DONE]\n\n")], ask)
+        lines = ((word, f"data: {dump(part)}\n\n") for word, part in parts)
+        return _stream(chain(lines, [(False, "data: [DONE]\n\n")]), ask)
 
     async def responses(self, request: Request) -> Response:
         """Answer a response."""
@@ -75,10 +72,10 @@ class Api:
         answer = await self._answer(ask)
         if not body.get("stream"):
             await _whole(answer)
-            return _json(response(ask, answer, body), ask)
+            return answer_json(response(ask, answer, body), headers=_seen(ask))
         parts = events(ask, answer, body)
         return _stream(
-            ((word, f"event: {part['type']}\ndata: {_dump(part)}\n\n") for word, part in parts), ask
+            ((word, f"event: {part['type']}\ndata: {dump(part)}\n\n") for word, part in parts), ask
         )
 
     async def stored(self, request: Request) -> Response:
@@ -96,12 +93,12 @@ class Api:
     async def models(self, _: Request) -> Response:
         """List the models that are not shut down."""
         rows = [_model(name, model) for name, model in available(self._clock).items()]
-        return _json({"object": "list", "data": rows})
+        return answer_json({"object": "list", "data": rows})
 
     async def model(self, request: Request) -> Response:
         """Tell about one model."""
         name = request.path_params["id"]
-        return _json(_model(name, find(name, self._clock)))
+        return answer_json(_model(name, find(name, self._clock)))
 
     async def _answer(self, ask: Ask) -> Answer:
         await tokens.loaded(ask.model.name)
@@ -115,30 +112,25 @@ def _model(name: str, model: Model) -> Json:
 
 
 async def _read(request: Request) -> tuple[Json, str]:
-    """Return the body of a request, and a digest of it."""
+    """Return the body of a request, and a digest of it: a stream has that of a whole answer."""
     raw = await read_body(request)
     if sum(raw.count(mark) for mark in (b"{", b"[", b",")) > MOST_PARTS:
         raise ApiError("The body has too many parts for the local model.", status=413)
     try:
         body = json.loads(raw)
+        if not isinstance(body, dict):
+            raise ApiError("The JSON body of a request must be an object.")
         # Fails for what could not be sent back: half a character, a number that is none.
-        same = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        dump(body).encode()
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
         raise ApiError(f"We could not parse the JSON body of your request: {why}") from None
-    return body, hashlib.sha256(same).hexdigest()
+    same = {key: body[key] for key in body if not key.startswith("stream")}
+    return body, hashlib.sha256(dump(same).encode()).hexdigest()
 
 
-def _dump(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _json(value: Json, ask: Ask | None = None, status: int = 200) -> Response:
-    return Response(_dump(value), status, _seen(ask), media_type="application/json")
-
-
-def _seen(ask: Ask | None) -> dict[str, str]:
-    return {f"{MARKER}-did-not-look-at": ask.unseen} if ask and ask.unseen else {}
+def _seen(ask: Ask) -> dict[str, str]:
+    return {f"{MARKER}-did-not-look-at": ask.unseen} if ask.unseen else {}
 
 
 async def _whole(answer: Answer) -> None:
@@ -158,84 +150,12 @@ def _stream(parts: Iterable[tuple[bool, str]], ask: Ask) -> Response:
     return StreamingResponse(paced(), headers=_seen(ask), media_type="text/event-stream")
 
 
-def _refusal(status: int, message: str) -> Response:
-    return _json(ApiError(message, status=status).body(), status=status)
-
-
-async def _api_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)  # noqa: S101  the table below says so
-    return _json(error.body(), status=error.status)
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    return _refusal(error.status if isinstance(error, Refused) else 400, str(error))
-
-
-async def _too_deep(_: Request, __: Exception) -> Response:
-    return _refusal(400, "The request is nested too deeply.")
-
-
-async def _no_route(request: Request, error: Exception) -> Response:
-    where, method = request.url.path, request.method
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        told = ApiError(f"Not allowed to {method} on {where}.", None, "method_not_supported", 405)
-        return _json(told.body(), status=405)
-    return _refusal(404, f"Invalid URL ({method} {where})")
-
-
-async def _failed(_: Request, error: Exception) -> Response:
-    return _refusal(500, f"The local model failed: {error!r}")
-
-
-class Marked:
-    """Puts the mark of the local model, and an id of the request, on every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as the application does, with two headers more."""
-
-        async def marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers[MARKER] = "true"
-                headers["x-request-id"] = f"req_{secrets.token_hex(16)}"
-            await send(message)
-
-        await self._app(scope, receive, marked)
-
-
-class Keyed:
-    """Lets through who brings a key, any key: OpenAI's client always sends one."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401 where no key came; hand on the others."""
-        given = dict(scope["headers"]).get(b"authorization", b"").lower()
-        app: Any = self._app
-        if not (given.startswith(b"bearer ") and given[7:].strip()):
-            told = (
-                "You didn't provide an API key. Any key will do here, as `Authorization: Bearer`."
-            )
-            app = _refusal(401, told)
-        await app(scope, receive, send)
-
-
 def application(clock: Clock = today) -> ASGIApp:
     """Return the server as an ASGI application; `clock` tells the date of today."""
     app = Starlette(
         routes=Api(clock).routes(),
-        middleware=[Middleware(Loopback, _refusal), Middleware(Keyed)],
-        exception_handlers={
-            ApiError: _api_error,
-            Refused: _refused,
-            RecursionError: _too_deep,
-            HTTPException: _no_route,
-            Exception: _failed,
-        },
+        middleware=[Middleware(Loopback, refusal), Middleware(Keyed)],
+        exception_handlers=HANDLERS,
     )
     app.router.redirect_slashes = False
     return Marked(app)

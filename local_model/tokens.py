@@ -154,8 +154,9 @@ class _Vocabularies:
         """Wait for the same time, without holding up the event loop."""
         if name not in self._loaded:
             started, patience, thread = time.monotonic(), self._patience(name), self.start(name)
-            while thread and thread.is_alive() and time.monotonic() < started + patience:
-                await asyncio.sleep(0.01)  # noqa: ASYNC110  a thread sets no asyncio.Event
+            # A thread can set no asyncio.Event: asked again and again.
+            while thread and thread.is_alive() and time.monotonic() < started + patience:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
             self._decide(name, started)
 
     def _patience(self, name: str) -> float:
