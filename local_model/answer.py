@@ -22,8 +22,8 @@ KEYWORDS = re.compile(r"\b(as|into|in) (search )?keywords\b", re.IGNORECASE)
 QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|(?<!\w)'(.+?)'(?!\w)")
 LIMIT = re.compile(r"\b(one|two|three|four|five|\d{1,4}) (word|sentence)s?\b", re.IGNORECASE)
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
-# A model that reasons is billed for its thoughts: here, the sentences it compared, as often
-# as the effort says.
+# A model that reasons is billed for its thoughts: here, the sentences that share a word with
+# the question, as often as the effort says.
 EFFORTS = {"none": 0.0, "minimal": 0.25, "low": 0.5, "medium": 1, "high": 2, "xhigh": 3, "max": 4}
 
 
@@ -34,8 +34,8 @@ def respond(ask: Ask, cache: PromptCache) -> Answer:
     cached, written = cache.look_up(ask, tokens)
     reasoning = 0
     if ask.effort != "none":
-        compared = count_tokens("\n".join(prompt.facts.sentences), model).tokens
-        reasoning = round(compared * EFFORTS[ask.effort])
+        compared = "\n".join(prompt.facts.sharing(prompt.question))
+        reasoning = round(count_tokens(compared, model).tokens * EFFORTS[ask.effort])
     if ask.limit is not None:
         reasoning = min(reasoning, ask.limit)
     left = None if ask.limit is None else ask.limit - reasoning

@@ -84,6 +84,11 @@ class Facts:
             missing -= bags[best]
         return [self.sentences[place] for place in sorted(picked)], next(iter(picked.values()), 0.0)
 
+    def sharing(self, question: str) -> list[str]:
+        """Return the facts that share a word with a question, each once."""
+        asked, pairs = words(question), zip(self.sentences, self._bags, strict=True)
+        return list(dict.fromkeys(sentence for sentence, bag in pairs if asked & bag))
+
 
 @dataclass
 class Prompt:
