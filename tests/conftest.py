@@ -197,7 +197,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Callable
             return Ran(desk, desk.run(lesson))
         desk = run(lesson, 1).desk.copied_to(folder)
         with desk.serving():
-            return Ran(desk, desk.run(lesson, LOCAL_LANGFUSE_DB=str(folder / "unused.db")))
+            return Ran(desk, desk.run(lesson))
 
     return run
 

@@ -16,7 +16,7 @@ import openai
 import pytest
 from conftest import Desk, Ran, stored_observations
 
-from common import traffic
+
 
 cost = importlib.import_module("04_cost_monitoring")
 LESSON = "04_cost_monitoring.py"
@@ -141,7 +141,7 @@ def test_the_cache_shares_a_call_and_forgets_a_failure(monkeypatch: pytest.Monke
     monkeypatch.setenv("LANGFUSE_TRACING_ENABLED", "false")
     monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", "pk-lf-off")
     monkeypatch.setenv("LANGFUSE_SECRET_KEY", "sk-lf-off")
-    request = traffic.Request("Why?", "gpt-4o-mini", "sales", "chat", None)
+    request = cost.Request("Why?", "gpt-6-luna", "sales", "chat", None)
     ask = partial(cost.answer_request, None, cost.Ledger(), {}, request)
 
     async def twice() -> list[list[str]]:
