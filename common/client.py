@@ -6,12 +6,11 @@ import logging
 import os
 import sys
 import textwrap
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib import import_module
 from types import TracebackType
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import httpx
 from langfuse.api.core import ApiError
@@ -24,51 +23,47 @@ from common.readback import NotStoredError, count_spans, loss
 from common.settings import (
     MARK,
     TOP,
-    Destination,
-    SettingsError,
+    Setting,
     check_url,
     choose_destination,
     masked,
     read_settings,
     set_by_connect,
 )
-from common.tokens import is_exact
 
 OFF = ("pk-lf-off", "sk-lf-off")  # with no key at all the SDK logs a warning at every call
-GIVEN = (  # with their defaults
-    *("LANGFUSE_TRACING_ENVIRONMENT", "LANGFUSE_RELEASE"),
-    *("OPENAI_MODEL", "OPENAI_EMBEDDING_MODEL"),
-)
+KEYS = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY")
+LABELS = ("LANGFUSE_TRACING_ENVIRONMENT", "LANGFUSE_RELEASE")
+MODELS = ("OPENAI_MODEL", "OPENAI_EMBEDDING_MODEL")
+HERE = (local_langfuse.HOST, "localhost")
+Put = dict[str, str]  # what goes into the environment
 
 
 def connect(*, asks_model: bool = True) -> None:
-    """Set the environment so that `Langfuse()` and `OpenAI()` need no argument; print what holds.
+    """Set the environment so that `Langfuse()` and `OpenAI()` need no argument; say what holds.
 
     Tracing is off with `LANGFUSE_TRACING_ENABLED=false`; it goes to Langfuse with both keys;
-    otherwise to a stand-in on this machine: one that is running with our file, or one that
-    is started inside this process. A local model answers where neither OPENAI_API_KEY nor
+    otherwise to a stand-in on this machine, one that is running with our file or one that is
+    started in this process. A local model answers where neither OPENAI_API_KEY nor
     OPENAI_BASE_URL is set, except in a program that says it asks no model. A setting that
     cannot work ends the program: one line on stderr, exit status 2. A second call is harmless.
 
-    It creates no client. Beside setting the environment, it counts the spans of the first
-    client, so that `show_trace` knows when a trace is complete; silences two loggers that
-    would report an error twice; and has the errors of both services told in one line.
+    It creates no client. It also counts the spans of the first one, for `show_trace`;
+    silences two loggers that would report an error twice; and has the errors of both
+    services told in one line.
     """
     sys.excepthook = _explain
     before = set_by_connect()  # by an earlier call, or in the process that started this one
     try:
         settings = read_settings()
-        destination = choose_destination(settings)
-        _reach_loopback_directly()
-        put = {name: settings[name].value for name in GIVEN}
-        traces, lines = _langfuse(destination, before.get("LANGFUSE_BASE_URL", ""))
-        put |= traces
+        local_langfuse.reach_directly()
+        put, lines = _langfuse(settings, before.get("LANGFUSE_BASE_URL", ""))
         if asks_model:
-            model, answers = _model(before.get("OPENAI_BASE_URL", ""))
-            put |= model
-            lines.append(f"Answers come from {answers}.")
+            model, said = _model(settings, before.get("OPENAI_BASE_URL", ""))
+            put, lines = put | model, [*lines, said]
     except (ValueError, local_langfuse.CannotStart) as error:
         fail(str(error), 2)
+    put |= {name: settings[name].value for name in (*LABELS, *MODELS)}
     ours = {name: value for name, value in put.items() if settings[name].source == "default"}
     os.environ |= {**ours, MARK: json.dumps(before | ours)}
     count_spans()
@@ -78,8 +73,11 @@ def connect(*, asks_model: bool = True) -> None:
     logging.getLogger("langfuse").addFilter(_is_news)
     for line in lines:
         show_line(line)
-    if asks_model:
-        _name_shut_down(settings["OPENAI_MODEL"].value)
+    price = price_of(settings["OPENAI_MODEL"].value)
+    if asks_model and price and price.shut_down:
+        will = "will be" if price.shut_down > datetime.now(UTC).date() else "was"
+        instead = f"; its successor is {price.successor}" if price.successor else ""
+        show_line(f"{price.model} {will} shut down on {price.shut_down}{instead}.", "yellow")
 
 
 def tracing_is_on() -> bool:
@@ -87,33 +85,30 @@ def tracing_is_on() -> bool:
     return choose_destination(read_settings()).mode != "disabled"
 
 
-def _langfuse(destination: Destination, known: str) -> tuple[dict[str, str], list[str]]:
-    """Return what the SDK needs in the environment, and in words where traces go."""
-    settings, keys, url = read_settings(), local_langfuse.KEYS, destination.base_url
-    more = list[str]()
-    if destination.mode == "disabled":
-        keys, where = OFF, "Tracing is off and nothing is stored"
-    elif destination.mode == "langfuse":
-        where = f"Traces go to {url} with {masked(settings['LANGFUSE_PUBLIC_KEY'].value)}"
+def _langfuse(settings: Mapping[str, Setting], known: str) -> tuple[Put, list[str]]:
+    """Return what the SDK needs in the environment, and lines that say where traces go."""
+    mode, why, url = choose_destination(settings)
+    if mode == "disabled":
+        line = f"Tracing is off and nothing is stored, because {why}."
+        return dict(zip(KEYS, OFF, strict=True)), [line]
+    if mode == "langfuse":
+        key = masked(settings["LANGFUSE_PUBLIC_KEY"].value)
+        return {"LANGFUSE_BASE_URL": url}, [f"Traces go to {url} with {key}, because {why}."]
+    db, port = TOP / settings["LOCAL_LANGFUSE_DB"].value, settings["LOCAL_LANGFUSE_PORT"].value
+    file = f"the file {db.relative_to(TOP) if db.is_relative_to(TOP) else db}, because {why}."
+    if url := local_langfuse.find(db, int(port), known):
+        lines = [f"Traces go to the local Langfuse stand-in on {url}, {file}"]
     else:
-        db = TOP / settings["LOCAL_LANGFUSE_DB"].value
-        port = int(settings["LOCAL_LANGFUSE_PORT"].value)
-        where = f"the file {db.relative_to(TOP) if db.is_relative_to(TOP) else db}"
-        if url := local_langfuse.find(db, port, known):
-            where = f"Traces go to the local Langfuse stand-in on {url}, {where}"
-        else:
-            server, holder = local_langfuse.start_inside(db, port)
-            url, where = server.base_url, f"Traces go to a local Langfuse stand-in, {where}"
-            if holder:
-                more.append(f"Port {port} is held by {holder}, so this run has one of its own.")
-            again = local_langfuse.command(url, db)
-            more.append(f"Links open while this program runs, and later with `{again}`.")
-            if sys.stdin.isatty() and sys.stdout.isatty() and not os.environ.get("CI"):
-                atexit.register(_keep_links_live, os.getpid())
-    put = dict(zip(("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY"), keys, strict=True))
-    if url:
-        put["LANGFUSE_BASE_URL"] = url
-    return put, [f"{where}, because {destination.why}.", *more]
+        server, holder = local_langfuse.start_inside(db, int(port))
+        url, again = server.base_url, local_langfuse.command(server.base_url, db)
+        lines = [f"Traces go to a local Langfuse stand-in, {file}"]
+        if holder:
+            lines.append(f"Port {port} is held by {holder}, so this run has one of its own.")
+        lines.append(f"Links open while this program runs, and later with `{again}`.")
+        if sys.stdin.isatty() and sys.stdout.isatty() and not os.environ.get("CI"):
+            atexit.register(_keep_links_live, os.getpid())
+    keys = dict(zip(KEYS, local_langfuse.KEYS, strict=True))
+    return {**keys, "LANGFUSE_BASE_URL": url}, lines
 
 
 def _keep_links_live(started_by: int) -> None:
@@ -125,29 +120,19 @@ def _keep_links_live(started_by: int) -> None:
             input()
 
 
-def _model(known: str) -> tuple[dict[str, str], str]:
-    """Return what OpenAI's client needs in the environment, and in words who answers."""
-    settings = read_settings()
+def _model(settings: Mapping[str, Setting], known: str) -> tuple[Put, str]:
+    """Return what OpenAI's client needs in the environment, and a line that says who answers."""
     name, url = settings["OPENAI_MODEL"].value, settings["OPENAI_BASE_URL"].value
-    if url:
-        check_url(settings["OPENAI_BASE_URL"])
-    if settings["OPENAI_API_KEY"].value or url:
-        # A server of your own needs no key, but OpenAI's client does.
-        put, label = {"OPENAI_API_KEY": "none"}, f"{name} at {_shown(url)}"
-        if urlsplit(url).hostname not in ("127.0.0.1", "localhost"):
-            return put, label
-        if not local_model.is_running(url):
-            return put, label
-        why = f"which runs on {_shown(url)}"
+    if not (settings["OPENAI_API_KEY"].value or url):
+        put = {"OPENAI_API_KEY": local_model.API_KEY}
+        put["OPENAI_BASE_URL"] = local_model.find_or_start(known)
+        said = f"{local_model.label(name)}, because no OPENAI_API_KEY is set"
     else:
-        url = known if known and local_model.is_running(known) else local_model.start().base_url
-        put = {"OPENAI_API_KEY": local_model.API_KEY, "OPENAI_BASE_URL": url}
-        why = "because no OPENAI_API_KEY is set"
-    tokens = "counted where OpenAI's vocabulary is at hand" if is_exact(name) else "estimated"
-    return put, (
-        f"the local model, priced as {name}, {why}: it repeats sentences from its prompt; "
-        f"timings are simulated; tokens are {tokens}"
-    )
+        put = {"OPENAI_API_KEY": "none"}  # a server of your own needs no key, but the client does
+        is_here = url and check_url(settings["OPENAI_BASE_URL"]).hostname in HERE
+        label = local_model.label(name) if is_here and local_model.is_running(url) else name
+        said = f"{label}, at {_shown(url)}"
+    return put, f"Answers come from {said}."
 
 
 def _shown(url: str) -> str:
@@ -156,39 +141,14 @@ def _shown(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _name_shut_down(model: str) -> None:
-    price = price_of(model)
-    if price and price.shut_down:
-        will = "will be" if price.shut_down > datetime.now(UTC).date() else "was"
-        instead = f"; its successor is {price.successor}" if price.successor else ""
-        show_line(f"{model} {will} shut down on {price.shut_down}{instead}.", "yellow")
-
-
-def _reach_loopback_directly() -> None:
-    """Keep a proxy out of what stays on this machine; raise `SettingsError` for an unusable one."""
-    proxies = [f"{name.upper()}_PROXY" for name in getproxies() if name in ("http", "https", "all")]
-    try:
-        httpx.Client(verify=False).close()  # noqa: S501  it sends nothing
-        if any("socks" in url for url in getproxies().values()):
-            import_module("socks")  # what `requests` needs, with which the SDK sends spans
-    except (ImportError, ValueError, httpx.InvalidURL):
-        raise SettingsError(
-            f"{' or '.join(proxies)} cannot be used: a socks5:// proxy needs `pip install socksio "
-            "pysocks`, any other an address that begins with http:// or https://."
-        ) from None
-    for name in ("NO_PROXY", "no_proxy") if proxies else ():
-        hosts = filter(None, os.environ.get(name, "").split(","))
-        os.environ[name] = ",".join(dict.fromkeys((*hosts, local_langfuse.HOST, "localhost")))
-
-
-def explain_failure(error: Exception) -> str:
+def explain_failure(error: BaseException) -> str:
     """Return in one line why a model did not answer, and what to check; without the key."""
     import openai  # noqa: PLC0415  a program that asks no model need not wait for it
 
     said, key = str(error), os.environ.get("OPENAI_API_KEY", "")
     if isinstance(error, openai.APIConnectionError):
-        cause = str(error.__cause__ or error).rstrip(".")
         shown = _shown(os.environ.get("OPENAI_BASE_URL", ""))
+        cause = str(error.__cause__ or error).rstrip(".")
         said = f"{shown} cannot be reached: {cause}. Check OPENAI_BASE_URL."
     elif isinstance(error, openai.APIStatusError):
         told = textwrap.shorten(error.message, 300, placeholder=" …")  # a proxy answers with a page
@@ -209,9 +169,7 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
         fail(str(error), 1)
     if isinstance(error, httpx.HTTPError | ApiError):  # openai has errors of its own
         fail(loss(error), 1)
-    if "openai" in sys.modules:
-        import openai  # noqa: PLC0415
-
-        if isinstance(error, openai.APIConnectionError | openai.APIStatusError):
-            fail(explain_failure(error), 1)
+    names = {each.__name__ for each in kind.__mro__ if each.__module__.startswith("openai")}
+    if names & {"APIConnectionError", "APIStatusError"}:
+        fail(explain_failure(error), 1)
     sys.__excepthook__(kind, error, trace)

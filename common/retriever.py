@@ -50,7 +50,7 @@ def words(text: str) -> set[str]:
     return {re.sub(r"(ing|ed|s|y)$", "", word) if len(word) > 3 else word for word in plain}
 
 
-_EMPTY_WORDS = frozenset(
+_EMPTY_WORDS = set(
     re.findall(
         r"\w+",
         "a an and are as at be because by can do does for from has have how i in is it its my not "

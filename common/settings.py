@@ -8,10 +8,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from dotenv import load_dotenv
@@ -45,8 +45,7 @@ class SettingsError(ValueError):
     """A setting cannot be used; the message names the variable and the fix."""
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One variable: its value, and whether that came from the environment, `.env` or a default."""
 
     name: str
@@ -59,11 +58,10 @@ class Setting:
         return masked(self.value) if self.name.endswith("_KEY") else self.value
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where traces go. `why` says in a few words what decided it."""
+class Destination(NamedTuple):
+    """Where traces go: disabled, langfuse or local; `why` says in a few words what decided it."""
 
-    mode: Literal["disabled", "langfuse", "local"]
+    mode: str
     why: str
     base_url: str = ""
 
@@ -71,18 +69,15 @@ class Destination:
 def masked(key: str) -> str:
     """`masked("pk-lf-0c8ae1d2-1234") -> "pk-lf-…1234"`; a short key shows nothing of itself."""
     shown = next((p for p in ("pk-lf-", "sk-lf-", "sk-") if key.startswith(p)), "")
-    if len(key) - len(shown) < 12:
-        return f"{shown}…" if key else ""
-    return f"{shown}…{key[-4:]}"
+    end = key[-4:] if len(key) - len(shown) >= 12 else ""
+    return f"{shown}…{end}" if key else ""
 
 
 def set_by_connect() -> dict[str, str]:
     """Return what `connect()` put into the environment, here or in a parent process."""
-    try:
-        marked = json.loads(os.environ.get(MARK, "{}"))
-    except ValueError:
-        return {}
-    return marked if isinstance(marked, dict) else {}
+    with suppress(ValueError, TypeError):
+        return dict(json.loads(os.environ.get(MARK, "{}")))
+    return {}
 
 
 @cache
@@ -93,50 +88,59 @@ def read_settings(env_file: Path = TOP / ".env") -> Mapping[str, Setting]:
     has set in a parent process, counts as not set.
     """
     ours = set_by_connect()
-    values = {name: os.environ.get(name, "") for name in DEFAULTS}
-    already = {n for n, value in values.items() if value.strip() and value != ours.get(n)}
-    for name in DEFAULTS.keys() - already:
-        os.environ.pop(name, None)  # the SDK would read an empty rate as a number
+
+    def given() -> set[str]:
+        """Return the names that have a value; take the others out: the SDK would read them."""
+        values = {name: os.environ.get(name, "") for name in DEFAULTS}
+        names = {n for n, value in values.items() if value.strip() and value != ours.get(n)}
+        for name in DEFAULTS.keys() - names:
+            os.environ.pop(name, None)
+        return names
+
+    already = given()
     try:
         load_dotenv(env_file)
     except UnicodeDecodeError as error:
         raise SettingsError(f"{env_file} is not UTF-8: save it as UTF-8.") from error
-    settings = {}
-    for name, default in DEFAULTS.items():
-        value = os.environ.get(name, "")
-        if not value.strip():
-            os.environ.pop(name, None)
-            settings[name] = Setting(name, default, "default")
-        else:
-            settings[name] = Setting(name, value, "environment" if name in already else ".env")
-    return settings
+    source = dict.fromkeys(given(), ".env") | dict.fromkeys(already, "environment")
+    return {
+        name: Setting(name, os.environ.get(name, default), source.get(name, "default"))
+        for name, default in DEFAULTS.items()
+    }
 
 
 def choose_destination(settings: Mapping[str, Setting]) -> Destination:
     """Decide where traces go, or raise `SettingsError` for a mistake in the settings."""
     value = {name: setting.value for name, setting in settings.items()}
     for name, (has_form, wanted) in _FORMS.items():
-        try:
-            fits = has_form(value[name])
-        except ValueError:
-            fits = False
-        if not fits:
-            raise SettingsError(f"{name} is {_quoted(value[name])}: set it to {wanted}.")
+        with suppress(ValueError):
+            if has_form(value[name]):
+                continue
+        raise SettingsError(f"{name} is {_quoted(value[name])}: set it to {wanted}.")
     if value["LANGFUSE_TRACING_ENABLED"].lower() == "false":
         return Destination("disabled", "LANGFUSE_TRACING_ENABLED is false")
-    for name in DEFAULTS:
-        _refuse_stray_characters(name, value[name])
+    for setting in settings.values():
+        _refuse_stray_characters(setting)
     public, secret = value["LANGFUSE_PUBLIC_KEY"], value["LANGFUSE_SECRET_KEY"]
     if not public and not secret:
         return Destination("local", "no Langfuse keys are set")
-    mistake = _mistake_in_keys(public, secret)
-    if mistake:
-        raise SettingsError(mistake)
-    base_url, why = _langfuse_url(settings)
-    return Destination("langfuse", why, base_url)
+    for is_wrong, mistake in (
+        (not secret, "SECRET_KEY is missing: set it, or unset LANGFUSE_PUBLIC_KEY to stay local"),
+        (not public, "PUBLIC_KEY is missing: set it, or unset LANGFUSE_SECRET_KEY to stay local"),
+        (
+            public.startswith("sk-lf-") and secret.startswith("pk-lf-"),
+            "PUBLIC_KEY and LANGFUSE_SECRET_KEY are swapped: exchange their values",
+        ),
+        (public.startswith("sk-"), "PUBLIC_KEY holds a secret key: put the pk-lf-… key there"),
+        (secret.startswith("pk-"), "SECRET_KEY holds a public key: put the sk-lf-… key there"),
+    ):
+        if is_wrong:
+            raise SettingsError(f"LANGFUSE_{mistake}.")
+    return _langfuse(settings["LANGFUSE_BASE_URL"], settings["LANGFUSE_HOST"])
 
 
-def _refuse_stray_characters(name: str, value: str) -> None:
+def _refuse_stray_characters(setting: Setting) -> None:
+    name, value, _ = setting
     if any(quote in value for quote in "\"'`"):
         raise SettingsError(f"{name} has quotes in its value: remove them.")
     if re.search(r"\s", value) and name not in ("LOCAL_LANGFUSE_DB", "LANGFUSE_RELEASE"):
@@ -150,11 +154,12 @@ def _quoted(value: str) -> str:
     return masked(value) if re.match(r"(pk|sk)-", value) or "@" in value else repr(value)
 
 
+_LABEL = re.compile(r"(?!langfuse)[a-z0-9_-]{1,40}")
 # What the SDK would otherwise answer with a traceback, or take for something else.
-_FORMS: dict[str, tuple[Callable[[str], bool], str]] = {
+_FORMS: dict[str, tuple[Callable[[str], object], str]] = {
     "LANGFUSE_TRACING_ENABLED": (lambda v: v.lower() in ("true", "false"), "true or false"),
     "LANGFUSE_TRACING_ENVIRONMENT": (
-        lambda v: bool(re.fullmatch(r"(?!langfuse)[a-z0-9_-]{1,40}", v)),
+        _LABEL.fullmatch,
         "at most 40 lower-case letters, digits, - and _, not beginning with langfuse",
     ),
     "LANGFUSE_SAMPLE_RATE": (lambda v: 0 <= float(v) <= 1, "a number from 0 to 1"),
@@ -165,56 +170,31 @@ _FORMS: dict[str, tuple[Callable[[str], bool], str]] = {
 }
 
 
-def _mistake_in_keys(public: str, secret: str) -> str:
-    if not secret:
-        return "LANGFUSE_SECRET_KEY is missing: set it, or unset LANGFUSE_PUBLIC_KEY to stay local."
-    if not public:
-        return "LANGFUSE_PUBLIC_KEY is missing: set it, or unset LANGFUSE_SECRET_KEY to stay local."
-    if public.startswith("sk-lf-") and secret.startswith("pk-lf-"):
-        return "LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY are swapped: exchange their values."
-    if public.startswith("sk-"):
-        return "LANGFUSE_PUBLIC_KEY holds a secret key: put the pk-lf-… key there."
-    if secret.startswith("pk-"):
-        return "LANGFUSE_SECRET_KEY holds a public key: put the sk-lf-… key there."
-    return ""
-
-
-def _langfuse_url(settings: Mapping[str, Setting]) -> tuple[str, str]:
-    """Return Langfuse's base URL, and in words which variable it came from."""
-    base, host = settings["LANGFUSE_BASE_URL"], settings["LANGFUSE_HOST"]
-    _check_origin(base)
+def _langfuse(base: Setting, host: Setting) -> Destination:
+    for setting in (base, host) if host.value else (base,):
+        url = check_url(setting)
+        if url.username or url.query or url.fragment or re.search("/(project|api)/", url.path):
+            origin = f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}"
+            raise SettingsError(f"{setting.name} is more than an address: keep only {origin}.")
     if not host.value:
-        return base.value.rstrip("/"), "both keys are set"
-    _check_origin(host)
+        return Destination("langfuse", "both keys are set", base.value.rstrip("/"))
     if base.source != "default" and base.value.rstrip("/") != host.value.rstrip("/"):
         raise SettingsError(
             f"LANGFUSE_HOST ({host.value}) and LANGFUSE_BASE_URL ({base.value}) differ: "
             "remove LANGFUSE_HOST, the older name."
         )
-    return host.value.rstrip("/"), "both keys are set; LANGFUSE_HOST is now LANGFUSE_BASE_URL"
+    why = "both keys are set; LANGFUSE_HOST is now LANGFUSE_BASE_URL"
+    return Destination("langfuse", why, host.value.rstrip("/"))
 
 
 def check_url(setting: Setting) -> SplitResult:
     """Return the parts of an http(s) address, or raise `SettingsError` if it is none."""
-    _refuse_stray_characters(setting.name, setting.value)
-    try:
+    _refuse_stray_characters(setting)
+    with suppress(ValueError):  # a port that is no number, an open bracket
         url = urlsplit(setting.value)
-        usable = url.scheme in ("http", "https") and url.hostname and url.port != 0
-    except ValueError:  # a port that is no number, an open bracket
-        usable = False
-    if not usable:
-        raise SettingsError(  # without the value, which may hold a password
-            f"{setting.name} is not the address of a server: write it whole, "
-            "such as https://cloud.langfuse.com or http://localhost:11434/v1."
-        )
-    return url
-
-
-def _check_origin(setting: Setting) -> None:
-    url = check_url(setting)
-    if url.username or url.query or url.fragment or re.search("/(project|api)/", url.path):
-        port = f":{url.port}" if url.port else ""
-        raise SettingsError(
-            f"{setting.name} is more than an address: keep only "
-            f"{url.scheme}://{url.hostname}{port}."
-        )
+        if url.scheme in ("http", "https") and url.hostname and url.port != 0:
+            return url
+    raise SettingsError(  # without the value, which may hold a password
+        f"{setting.name} is not the address of a server: write it whole, "
+        "such as https://cloud.langfuse.com or http://localhost:11434/v1."
+    )

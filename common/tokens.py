@@ -1,5 +1,5 @@
 """Count tokens before the call: the counting of the local model, which needs it as well."""
 
-from local_model.tokens import TokenCount, count_message_tokens, count_tokens, is_exact
+from local_model.tokens import TokenCount, count_message_tokens, count_tokens
 
-__all__ = ["TokenCount", "count_message_tokens", "count_tokens", "is_exact"]
+__all__ = ["TokenCount", "count_message_tokens", "count_tokens"]

@@ -14,9 +14,11 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 HOST = "127.0.0.1"  # loopback only: the keys below are no secret
 DEFAULT_PORT = 4747
@@ -140,3 +142,22 @@ def command(base_url: str, db: Path) -> str:
     if db.resolve() != (TOP / DEFAULT_DB).resolve():
         words += ["--db", str(db)]
     return shlex.join(words)
+
+
+def reach_directly() -> None:
+    """Keep a proxy out of what stays on this machine; raise `CannotStart` for an unusable one."""
+    import httpx  # noqa: PLC0415  it takes longer to import than all of this
+
+    proxies = [f"{name.upper()}_PROXY" for name in getproxies() if name in ("http", "https", "all")]
+    try:
+        httpx.Client(verify=False).close()  # noqa: S501  it sends nothing
+        if any("socks" in url for url in getproxies().values()):
+            import_module("socks")  # what `requests` needs, with which the SDK sends spans
+    except (ImportError, ValueError, httpx.InvalidURL):
+        raise CannotStart(
+            f"{' or '.join(proxies)} cannot be used: a socks5:// proxy needs `pip install socksio "
+            "pysocks`, any other an address that begins with http:// or https://."
+        ) from None
+    for name in ("NO_PROXY", "no_proxy") if proxies else ():
+        hosts = filter(None, os.environ.get(name, "").split(","))
+        os.environ[name] = ",".join(dict.fromkeys((*hosts, HOST, "localhost")))

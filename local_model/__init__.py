@@ -57,3 +57,19 @@ def is_running(base_url: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def find_or_start(known: str = "") -> str:
+    """Return the base URL of the local model at `known`, or of one that is started here."""
+    return known if known and is_running(known) else start().base_url
+
+
+def label(model: str) -> str:
+    """Return in words what answers under the name of this model, and how it counts tokens."""
+    from local_model.tokens import is_exact  # noqa: PLC0415  tiktoken is slow to import
+
+    tokens = "counted where OpenAI's vocabulary is at hand" if is_exact(model) else "estimated"
+    return (
+        f"the local model, priced as {model} (it repeats sentences from its prompt; timings are "
+        f"simulated; tokens are {tokens})"
+    )

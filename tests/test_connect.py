@@ -250,7 +250,8 @@ def test_a_local_model_that_was_named_is_labelled(desk: Desk) -> None:
     model = local_model.start()
     ran = desk.run(*CHILD, OPENAI_BASE_URL=model.base_url)
     model.stop()
-    assert f"the local model, priced as gpt-6-luna, which runs on {model.base_url}:" in ran.stdout
+    assert "Answers come from the local model, priced as gpt-6-luna (" in ran.stdout
+    assert f"), at {model.base_url}." in ran.stdout
     assert "Boots are warm." in ran.stdout
 
 
