@@ -253,7 +253,7 @@ def _asked_tier(row: Row) -> Tier:
 
 
 def _condition(row: Row) -> Condition:
-    if row.get("operator") not in OPERATORS:
+    if row.get("operator") not in list(OPERATORS):  # a list: it may not be hashable
         raise Refused(f"operator must be one of {', '.join(OPERATORS)}")
     if not _is_number(row.get("value")):
         raise Refused("value must be a number")

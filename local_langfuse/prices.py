@@ -64,7 +64,7 @@ class Condition:
         return bool(OPERATORS[self.operator](sum(counted), self.value))
 
     def _counts(self, bucket: str) -> bool:
-        return found(self.pattern if self.case_sensitive else f"(?i:{self.pattern})", bucket)
+        return found(self.pattern, bucket, ignore_case=not self.case_sensitive)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,11 @@ class Tariff:
 
 
 @lru_cache(maxsize=4096)
-def found(pattern: str, text: str) -> bool:
+def found(pattern: str, text: str, *, ignore_case: bool = False) -> bool:
     """Tell whether the pattern is found in the text in time; forgotten at the next batch."""
+    flags = regex.IGNORECASE if ignore_case else 0
     try:
-        return regex.search(pattern, text, timeout=MATCH_SECONDS) is not None
+        return regex.search(pattern, text, flags, timeout=MATCH_SECONDS) is not None
     except TimeoutError:
         return False
 

@@ -107,7 +107,7 @@ def count_unpriced(langfuse: Langfuse, period: Period) -> Counter[str]:
         {"type": "datetime", "column": "startTime", "operator": sign, "value": at.isoformat()}
         for sign, at in zip((">=", "<="), period, strict=True)
     ]
-    no_cost = {"type": "number", "column": "totalCost", "operator": "=", "value": 0}
+    no_cost = {"type": "null", "column": "totalCost", "operator": "is null", "value": ""}
     wanted = {"filter": json.dumps([CALLS, no_cost, *bounds]), "fields": "core,basic,model,usage"}
     found, cursor = Counter[str](), None
     while True:

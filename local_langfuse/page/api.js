@@ -104,8 +104,8 @@ export const countAll = () => Promise.all([
   metrics("scores-categorical", ["count count"]),
 ]);
 
-/** Calls without a cost: among them those of unknown cost, which `isPriced` tells apart. */
-export const NO_COST = [isFilled("model"), where("number", "totalCost", "=", 0)];
+/** Calls without a total cost: those of unknown cost, and what used nothing, which `isPriced` tells apart. */
+export const NO_COST = [isFilled("model"), where("null", "totalCost", "is null", "")];
 
 /** The newest calls of unknown cost, which no sum contains, and whether that is all of them. */
 export async function unpricedCalls(filters) {
