@@ -5,7 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from decimal import Decimal
 from typing import NoReturn
 
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from common.readback import last_trace_id, read_trace, sent_count
 
-# Piped output has no width of its own: 120 columns keep a tree on one line a node.
+# Piped output has no width of its own: 120 columns keep a tree on one line per node.
 if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="replace")  # an old code page has no line to draw a tree with
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -103,10 +103,7 @@ def progress(text: str, total: int) -> Iterator[Callable[[], None]]:
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Show a spinner with this text while the block runs; nothing when output is piped."""
-    if not _out.is_terminal:
-        yield
-        return
-    with _out.status(Text(text)):
+    with _out.status(Text(text)) if _out.is_terminal else nullcontext():
         yield
 
 
@@ -134,7 +131,7 @@ def show_link(label: str, url: str) -> None:
 
 
 def draw_tree(observations: Sequence[ObservationV2]) -> None:
-    """Draw observations of one trace as a tree, one row a node."""
+    """Draw observations of one trace as a tree, one row per node."""
     nodes = list(_walk(observations))
     show_line("")
     head = ("observation", "type", "model", "ms", "first token", "in", "out", "cost")

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -27,18 +26,17 @@ class _SentSpans(SpanProcessor):
     """Counts finished spans per trace, so that reading back knows when a trace is complete."""
 
     def __init__(self) -> None:
-        self.by_trace: OrderedDict[str, int] = OrderedDict()
+        self.by_trace: dict[str, int] = {}
         self.total = 0
         self.joined: trace.TracerProvider | None = None
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context and is_default_export_span(span):
             trace_id = f"{span.context.trace_id:032x}"
-            self.by_trace[trace_id] = self.by_trace.get(trace_id, 0) + 1
-            self.by_trace.move_to_end(trace_id)
+            self.by_trace[trace_id] = self.by_trace.pop(trace_id, 0) + 1  # now the last one
             self.total += 1
             if len(self.by_trace) > REMEMBERED:
-                self.by_trace.popitem(last=False)
+                del self.by_trace[next(iter(self.by_trace))]
 
     def join(self, provider: trace.TracerProvider) -> None:
         if isinstance(provider, TracerProvider) and provider is not self.joined:
@@ -97,9 +95,8 @@ def read_trace(langfuse: Langfuse, trace_id: str, seconds: float = 30) -> list[O
     sent = sent_count(trace_id)
 
     def read() -> list[ObservationV2]:
-        page = langfuse.api.observations.get_many(trace_id=trace_id, fields=FIELDS, limit=1000)
-        rows: list[ObservationV2] = page.data
-        return rows
+        get = langfuse.api.observations.get_many
+        return list(get(trace_id=trace_id, fields=FIELDS, limit=1000).data)
 
     try:
         stored = poll(read, until=lambda rows: len(rows) >= sent, seconds=seconds)
