@@ -207,8 +207,11 @@ def fill(client: httpx.Client) -> None:
     put_score(client, sessionId="chat-1", value=3, timestamp=ago(hours=3))
 
 
+NOW = datetime.now(UTC)  # one moment for all: a slow machine must not shift a period
+
+
 def ago(**time: float) -> str:
-    return (datetime.now(UTC) - timedelta(**time)).isoformat()
+    return (NOW - timedelta(**time)).isoformat()
 
 
 def change(client: httpx.Client) -> None:
