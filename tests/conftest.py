@@ -61,7 +61,7 @@ def no_settings_of_mine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     read_settings.cache_clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiktoken's vocabularies, so that no test fetches them."""
     folder = tmp_path_factory.mktemp("tiktoken")
@@ -74,6 +74,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
         packed = (data / f"{name}.tiktoken.gz").read_bytes()
         cached = folder / hashlib.sha1(url.encode()).hexdigest()
         cached.write_bytes(gzip.decompress(packed))
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)  # for the servers of this process
     return folder
 
 

@@ -16,8 +16,6 @@ import openai
 import pytest
 from conftest import Desk, Ran, stored_observations
 
-
-
 cost = importlib.import_module("04_cost_monitoring")
 LESSON = "04_cost_monitoring.py"
 
