@@ -161,7 +161,7 @@ async def ask_orders(state: State, runtime: Runtime[Request]) -> State:
     """
     # In chat, models from GPT-5.6 on take tools only where they do not reason first.
     reasons = os.environ["OPENAI_MODEL"].startswith(("gpt-5.6", "gpt-6"))
-    effort = {"reasoning_effort": "none"} if reasons else {}
+    effort: dict[str, Any] = {"reasoning_effort": "none"} if reasons else {}
     model = chat_model().bind_tools([look_up_order], **effort).with_config(run_name="choose-tool")
     reply = await model.ainvoke(state["question"])
     findings = []

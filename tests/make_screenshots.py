@@ -37,12 +37,16 @@ def draw_terminal(trace_id: str) -> None:
     from rich.console import Console
 
     from common import console
+    from langfuse import Langfuse
+
     from common.client import connect
     from common.readback import read_trace
 
+    connect()
+
     with Path(os.devnull).open("w") as nowhere:
         console._out = Console(record=True, width=104, highlight=False, file=nowhere)
-        console.draw_tree(read_trace(connect(), trace_id))
+        console.draw_tree(read_trace(Langfuse(), trace_id))
         svg = console._out.export_svg(title=f"python {LESSONS[0]}")
     svg = re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL)  # it would fetch a font
     (FOLDER / "terminal.svg").write_text("\n".join(line.rstrip() for line in svg.splitlines()))

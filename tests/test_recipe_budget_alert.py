@@ -211,7 +211,8 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
             get_trace_url=lambda trace_id: f"https://langfuse.test/{trace_id}",
         )
         monkeypatch.setattr(sys, "argv", ["budget_alert", *options])
-        monkeypatch.setattr(budget_alert, "connect", lambda **_: langfuse)
+        monkeypatch.setattr(budget_alert, "connect", lambda **_: None)
+        monkeypatch.setattr(budget_alert, "Langfuse", lambda: langfuse)
         try:
             main()
         except SystemExit as end:

@@ -35,13 +35,14 @@ PATIENCE = 60  # seconds, on a machine that is busy
 LISTS = ("/api/public/v2/observations", "/api/public/v3/scores")
 METADATA = {"long.key": "metadata " * 40, "exactly": "y" * 200, "a,comma": "z" * 300}
 Row = dict[str, Any]
+NOW = datetime.now(UTC)  # one moment for all: a slow machine must not shift a period
 
 
 def put_trace(
     client: httpx.Client, number: int, *, ended: timedelta, steps: int = 1, first: int = 1
 ) -> str:
     """Store a trace whose observations all ended so long ago; return its id."""
-    trace, end = f"{number:032x}", int((datetime.now(UTC) - ended).timestamp() * 1e9)
+    trace, end = f"{number:032x}", int((NOW - ended).timestamp() * 1e9)
     attributes = {
         "langfuse.observation.input": 'Größe "42"?\nline\u2028separator',
         **{f"langfuse.observation.metadata.{key}": value for key, value in METADATA.items()},
@@ -205,9 +206,6 @@ def fill(client: httpx.Client) -> None:
     for kind, value in kinds.items():
         put_score(client, traceId=trace, dataType=kind, value=value, timestamp=ago(hours=2))
     put_score(client, sessionId="chat-1", value=3, timestamp=ago(hours=3))
-
-
-NOW = datetime.now(UTC)  # one moment for all: a slow machine must not shift a period
 
 
 def ago(**time: float) -> str:
@@ -394,7 +392,8 @@ def test_says_that_langfuse_did_not_answer(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["export_traces", "--folder", str(tmp_path)])
     with httpx.Client(base_url=f"http://127.0.0.1:{free_port()}") as nowhere:
-        monkeypatch.setattr(export_traces, "connect", lambda **_: reader(nowhere))
+        monkeypatch.setattr(export_traces, "connect", lambda **_: None)
+        monkeypatch.setattr(export_traces, "Langfuse", lambda: reader(nowhere))
         with pytest.raises(SystemExit) as stopped:
             export_traces.main()
     assert stopped.value.code == 1

@@ -333,7 +333,8 @@ def program(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Program:
 
     def run(langfuse: Any, *options: str, key: str = KEYS[0]) -> int:
         monkeypatch.setattr(sys, "argv", ["exporter", *options])
-        monkeypatch.setattr(prometheus_exporter, "connect", lambda **_: langfuse)
+        monkeypatch.setattr(prometheus_exporter, "connect", lambda **_: None)
+        monkeypatch.setattr(prometheus_exporter, "Langfuse", lambda: langfuse)
         monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", key)
         monkeypatch.setenv("LANGFUSE_SECRET_KEY", KEYS[1])
         monkeypatch.setenv("LANGFUSE_BASE_URL", "http://nobody.test")

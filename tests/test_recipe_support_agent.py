@@ -83,7 +83,7 @@ def test_every_call_is_stored_once_with_its_tokens_and_its_cost(rows: Rows) -> N
     assert len(generations) == CALLS
     for row in generations:
         usage = row["usageDetails"]
-        assert row["model"] == "gpt-4o-mini-2024-07-18"
+        assert row["model"] == "gpt-6-luna"
         assert usage["input"] > 0
         assert usage["output"] > 0
         cost = float(cost_of(row["model"], usage) or 0)
