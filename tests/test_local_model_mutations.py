@@ -12,94 +12,58 @@ import pytest
 
 from local_model import server
 
-ORDERS: Any = {
-    "name": "look_up_order",
-    "description": "Return the state of an order.",
-    "parameters": {
-        "type": "object",
-        "properties": {"order_id": {"type": "string"}},
-        "required": ["order_id"],
-    },
-}
-SCHEMA: Any = {
-    "type": "object",
-    "properties": {
-        "kind": {"enum": ["a", "b"]},
-        "claims": {"type": "array", "items": {"$ref": "#/$defs/claim"}},
-        "score": {"type": "number", "minimum": 1, "maximum": 5, "description": "relevance, 1 to 5"},
-        "price": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
-    },
-    "$defs": {"claim": {"type": "object", "properties": {"text": {"type": "string"}}}},
-}
-CALL: Any = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+# A path, and a request that is answered with 200.
 VALID: list[tuple[str, Any]] = [
-    (
-        "chat/completions",
-        {
-            "model": "gpt-4o",
-            "messages": [
-                {"role": "system", "content": "Answer in 2 words. If it is not there, say 'No'."},
-                {"role": "user", "content": [{"type": "text", "text": "Where is A-1042?"}]},
-                {"role": "assistant", "content": None, "tool_calls": [CALL]},
-                {"role": "tool", "tool_call_id": "c1", "content": '[{"state": "sent"}, 7]'},
-                {
-                    "role": "user",
-                    "content": [{"type": "image_url", "image_url": {"url": "data:,"}}],
-                },
-            ],
-            "tools": [{"type": "function", "function": ORDERS}],
+    (path, json.loads(body))
+    for path, body in (
+        (
+            "chat/completions",
+            """{"model": "gpt-4o", "messages": [
+            {"role": "system", "content": "Answer in 2 words. If it is not there, say 'No'."},
+            {"role": "user", "content": [{"type": "text", "text": "Where is A-1042?"}]},
+            {"role": "assistant", "content": null, "tool_calls": [{"id": "c1", "type": "function",
+            "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "[{\\"state\\": \\"sent\\"}, 7]"},
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}],
+            "tools": [{"type": "function", "function": {"name": "look_up_order", "parameters":
+            {"type": "object", "properties": {"order_id": {"type": "string"}},
+            "required": ["order_id"]}}}], "parallel_tool_calls": true, "max_tokens": 9,
             "tool_choice": {"type": "function", "function": {"name": "look_up_order"}},
-            "parallel_tool_calls": True,
-            "max_tokens": 9,
-            "temperature": 0.5,
-            "stop": ["x"],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "metadata": {"a": "b"},
-        },
-    ),
-    (
-        "chat/completions",
-        {
-            "model": "gpt-6-luna",
-            "messages": [{"role": "user", "content": "Question: 12 euros?\nContext: a ticket."}],
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "x", "schema": SCHEMA},
-            },
-            "reasoning_effort": "low",
-            "max_completion_tokens": 50,
-        },
-    ),
-    (
-        "responses",
-        {
-            "model": "gpt-6-luna",
-            "instructions": "Be brief.",
-            "input": [
-                {"role": "user", "content": "Where are A-1042 and A-1043?"},
-                {"type": "reasoning", "id": "rs_1", "summary": []},
-                {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
-                {"type": "function_call_output", "call_id": "c1", "output": "sent"},
-                {
-                    "type": "message",
-                    "role": "user",
-                    "content": [{"type": "input_text", "text": "And A-1043?"}],
-                },
-            ],
-            "tools": [{"type": "function", "strict": False, **ORDERS}],
-            "tool_choice": "auto",
-            "reasoning": {"effort": "high", "summary": "auto"},
-            "include": ["reasoning.encrypted_content"],
-            "text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}},
-            "max_output_tokens": 100,
-            "stream": True,
-        },
-    ),
-    (
-        "embeddings",
-        {"model": "text-embedding-3-small", "input": ["a", "b"], "dimensions": 8, "user": "u"},
-    ),
+            "temperature": 0.5, "stop": ["x"], "stream": true, "metadata": {"a": "b"},
+            "stream_options": {"include_usage": true}}""",
+        ),
+        (
+            "chat/completions",
+            """{"model": "gpt-6-luna", "reasoning_effort": "low", "max_completion_tokens": 50,
+            "messages": [{"role": "user", "content": "Question: 12 euros?\\nContext: a ticket."}],
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema":
+            {"type": "object", "properties": {"kind": {"enum": ["a", "b"]},
+            "claims": {"type": "array", "items": {"$ref": "#/$defs/claim"}},
+            "score": {"type": "number", "minimum": 1, "maximum": 5, "description": "1 to 5"},
+            "relevance": {"type": "boolean"}, "price": {"anyOf": [{"type": "integer"},
+            {"type": "null"}]}}, "$defs": {"claim": {"type": "object", "properties":
+            {"text": {"type": "string"}}}}}}}}""",
+        ),
+        (
+            "responses",
+            """{"model": "gpt-6-luna", "instructions": "Be brief.", "input": [
+            {"role": "user", "content": "Where are A-1042 and A-1043?"},
+            {"type": "reasoning", "id": "rs_1", "summary": []},
+            {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "sent"}, {"type": "message",
+            "role": "user", "content": [{"type": "input_text", "text": "And A-1043?"}]}],
+            "tools": [{"type": "function", "name": "look_up", "strict": false, "parameters":
+            {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}}],
+            "tool_choice": "auto", "reasoning": {"effort": "high", "summary": "auto"},
+            "include": ["reasoning.encrypted_content"], "max_output_tokens": 100, "stream": true,
+            "text": {"format": {"type": "json_schema", "name": "x", "schema":
+            {"type": "object", "properties": {"a": {"type": "integer"}}}}}}""",
+        ),
+        (
+            "embeddings",
+            """{"model": "text-embedding-3-small", "input": ["a", "b"], "dimensions": 8}""",
+        ),
+    )
 ]
 DEEP: Any = 0
 for _ in range(200):
@@ -154,7 +118,12 @@ async def post(app: Any, path: str, body: bytes) -> tuple[int, bytes]:
         sent.append(message)
 
     headers = [(b"host", b"localhost"), (b"authorization", b"Bearer x")]
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST"}
+    scope: Any = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+    }
     scope |= {"path": f"/v1/{path}", "raw_path": b"", "query_string": b"", "headers": headers}
     await app({**scope, "scheme": "http", "root_path": ""}, receive, send)
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)

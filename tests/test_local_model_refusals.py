@@ -6,6 +6,7 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
+from openai.types import embedding_create_params
 from openai.types.chat import completion_create_params
 from openai.types.responses import response_create_params
 
@@ -30,6 +31,8 @@ RESULT: Any = {"role": "tool", "tool_call_id": "c1", "content": "x"}
 MADE: Any = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
 OUTPUT: Any = {"type": "function_call_output", "call_id": "c1", "output": "x"}
 LUNA, ASTRA, FOUR = {"model": "gpt-6-luna"}, {"model": "gpt-6-astra"}, {"model": "gpt-4o"}
+OTHER, LONG = {"tool_call_id": "c2"}, {"role": "user", "content": "word " * 50_000}
+GONE, MANY = "model_not_found", "object_above_max_properties"
 QUOTED = (
     "Function tools with reasoning_effort are not supported for gpt-6-luna in /v1/chat/completions."
     " To use function tools, use /v1/responses or set reasoning_effort to 'none'."
@@ -63,131 +66,102 @@ def said(*messages: Any) -> Any:
     return {"messages": [USER, *messages]}
 
 
+EFFORT, VALUE, PARAMETER = "reasoning_effort", "unsupported_value", "unsupported_parameter"
+TYPE, INVALID, MISSING = "invalid_type", "invalid_value", "missing_required_parameter"
+GPT_5_4, O3 = {"model": "gpt-5.4"}, {"model": "o3"}
+TOOLS: Any = {"tools": [TOOL]}
+NAMED: Any = TOOLS | {"tool_choice": {"type": "function", "function": {"name": "g"}}}
+BAD_NAME: Any = {"tools": [{"type": "function", "function": {"name": "a b"}}]}
+BAD_SCHEMA: Any = {
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": 1}}}]
+}
+NAMELESS: Any = {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}
+OPEN: Any = {"type": "object", "properties": {}}
+
+
+def with_part(part: Any) -> Any:
+    return form({"type": "object", "properties": {"a": part}})
+
+
 @pytest.mark.parametrize(
     ("settings", "param", "code", "words"),
     [
         # MODELS.md: with an effort other than none
-        (LUNA | {"temperature": 0.2}, "temperature", "unsupported_value", "does not support 0.2"),
-        (LUNA | {"top_p": 1}, "top_p", "unsupported_parameter", "'top_p' is not supported"),
-        (LUNA | {"logprobs": True}, "logprobs", "unsupported_parameter", "not supported"),
-        (LUNA | {"top_logprobs": 2}, "top_logprobs", "unsupported_parameter", "not supported"),
-        ({"model": "gpt-5.6-sol", "temperature": 0}, "temperature", "unsupported_value", "(1)"),
+        (LUNA | {"temperature": 0.2}, "temperature", VALUE, "does not support 0.2"),
+        (LUNA | {"top_p": 1}, "top_p", PARAMETER, "'top_p' is not supported with this model"),
+        (LUNA | {"logprobs": True}, "logprobs", PARAMETER, "not supported"),
+        (LUNA | {"top_logprobs": 2}, "top_logprobs", PARAMETER, "not supported"),
+        ({"model": "gpt-5.6-sol", "temperature": 0}, "temperature", VALUE, "default (1) value"),
         # MODELS.md: function tools
-        (LUNA | {"tools": [TOOL]}, "reasoning_effort", None, QUOTED),
-        (LUNA | {"tools": [TOOL], "reasoning_effort": "low"}, "reasoning_effort", None, QUOTED),
-        (LUNA | {"tools": [TOOL], "reasoning_effort": None}, "reasoning_effort", None, QUOTED),
-        (ASTRA | {"tools": [TOOL], "reasoning_effort": "none"}, "tools", None, "use /v1/responses"),
-        ({"model": "gpt-6.1-sol", "tools": [TOOL]}, "tools", None, "for gpt-6.1-sol in /v1/chat"),
-        (
-            {"model": "gpt-5.4", "tools": [TOOL], "reasoning_effort": "low"},
-            "reasoning_effort",
-            None,
-            "Please use /v1/responses",
-        ),
+        (LUNA | TOOLS, EFFORT, None, QUOTED),
+        (LUNA | TOOLS | {EFFORT: "low"}, EFFORT, None, QUOTED),
+        (LUNA | TOOLS | {EFFORT: None}, EFFORT, None, QUOTED),
+        (ASTRA | TOOLS | {EFFORT: "none"}, "tools", None, "use /v1/responses"),
+        ({"model": "gpt-6.1-sol", **TOOLS}, "tools", None, "for gpt-6.1-sol in /v1/chat"),
+        (GPT_5_4 | TOOLS | {EFFORT: "low"}, EFFORT, None, "Please use /v1/responses"),
         # MODELS.md: limits and efforts
-        (LUNA | {"max_tokens": 5}, "max_tokens", "unsupported_parameter", "max_completion_tokens"),
-        ({"model": "o3", "max_tokens": 5}, "max_tokens", "unsupported_parameter", "Use"),
-        (
-            LUNA | {"reasoning_effort": "minimal"},
-            "reasoning_effort",
-            "unsupported_value",
-            "does not support 'minimal'",
-        ),
-        (LUNA | {"reasoning_effort": "huge"}, "reasoning_effort", "invalid_value", "'huge'"),
-        (FOUR | {"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter", "not"),
-        ({"model": "o3", "reasoning_effort": "none"}, "reasoning_effort", "unsupported_value", ""),
-        (LUNA | {"stop": "x"}, "stop", "unsupported_parameter", "not supported"),
+        (LUNA | {"max_tokens": 5}, "max_tokens", PARAMETER, "Use 'max_completion_tokens' instead"),
+        (O3 | {"max_tokens": 5}, "max_tokens", PARAMETER, "not supported with this model"),
+        (LUNA | {EFFORT: "minimal"}, EFFORT, VALUE, "does not support 'minimal'"),
+        (LUNA | {EFFORT: "huge"}, EFFORT, INVALID, "'huge'"),
+        (FOUR | {EFFORT: "low"}, EFFORT, PARAMETER, "not supported with this model"),
+        (O3 | {EFFORT: "none"}, EFFORT, VALUE, "does not support 'none'"),
+        (LUNA | {"stop": "x"}, "stop", PARAMETER, "not supported"),
         # models
-        ({"model": "o1"}, "model", "model_not_found", "shut down on 2026-10-23"),
-        ({"model": "gpt-4-turbo-2024-04-09"}, "model", "model_not_found", "2026-10-23"),
-        *(
-            ({"model": name}, "model", "model_not_found", "does not exist or you do not have")
-            for name in ("no-such-model", "openai/gpt-4o", "GPT-4o", "gpt-4o-huge")
-        ),
+        ({"model": "o1"}, "model", GONE, "shut down on 2026-10-23"),
+        ({"model": "gpt-4-turbo-2024-04-09"}, "model", GONE, "2026-10-23"),
+        ({"model": "no-such-model"}, "model", GONE, "does not exist or you do not have access"),
+        ({"model": "openai/gpt-4o"}, "model", GONE, "does not exist"),
+        ({"model": "GPT-4o"}, "model", GONE, "does not exist"),
         ({"model": "text-embedding-3-small"}, "model", None, "an embedding model"),
         # form
         ({"foo": 1}, "foo", "unknown_parameter", "Unknown parameter: 'foo'."),
         (said(USER | {"x": 1}), "messages[1].x", "unknown_parameter", "'messages[1].x'"),
         ({"messages": []}, "messages", "empty_array", "empty array"),
-        ({"messages": "Hello"}, "messages", "invalid_type", "expected an array, but got a string"),
-        ({"messages": ["Hello"]}, "messages[0]", "invalid_type", "expected an object"),
-        ({"messages": None}, "messages", "invalid_type", "got null"),
-        (said({"role": "robot"}), "messages[1].role", "invalid_value", "'robot'. Supported values"),
-        (said({"role": "user"}), "messages[1].content", "missing_required_parameter", "Missing"),
-        (said({"role": "user", "content": 7}), "messages[1].content", "invalid_type", "integer"),
-        (said({"role": "assistant"}), "messages[1].content", None, "expected a string, got null"),
-        ({"temperature": "hot"}, "temperature", "invalid_type", "expected a decimal"),
-        ({"temperature": True}, "temperature", "invalid_type", "got a boolean"),
+        ({"messages": "Hello"}, "messages", TYPE, "expected an array, but got a string"),
+        ({"messages": ["Hello"]}, "messages[0]", TYPE, "expected an object"),
+        ({"messages": None}, "messages", TYPE, "got null"),
+        (said({"role": "robot"}), "messages[1].role", INVALID, "'robot'. Supported values"),
+        (said({"role": "user"}), "messages[1].content", MISSING, "Missing required parameter"),
+        (said({"role": "user", "content": 7}), "messages[1].content", TYPE, "an integer"),
+        (said({"role": "assistant"}), "messages[1].content", None, "a string, got null"),
+        ({"temperature": "hot"}, "temperature", TYPE, "expected a decimal"),
+        ({"temperature": True}, "temperature", TYPE, "got a boolean"),
         ({"temperature": 2.5}, "temperature", "decimal_above_max_value", "<= 2"),
         ({"top_p": -0.1}, "top_p", "decimal_below_min_value", ">= 0"),
         ({"max_tokens": 0}, "max_tokens", "integer_below_min_value", ">= 1"),
-        ({"max_completion_tokens": 1.5}, "max_completion_tokens", "invalid_type", "an integer"),
+        ({"max_completion_tokens": 1.5}, "max_completion_tokens", TYPE, "an integer"),
         ({"top_logprobs": 21}, "top_logprobs", "integer_above_max_value", "<= 20"),
         ({"stop": list("abcde")}, "stop", "array_above_max_length", "maximum length 4"),
-        ({"metadata": {str(n): "" for n in range(17)}}, "metadata", None, "at most 16"),
+        ({"metadata": dict.fromkeys("abcdefghijklmnopq", "")}, "metadata", MANY, "at most 16"),
         ({"metadata": {"k" * 65: ""}}, "metadata key", "string_above_max_length", "64"),
         ({"metadata": {"k": "v" * 513}}, "metadata.k", "string_above_max_length", "512"),
-        ({"metadata": {"k": 1}}, "metadata.k", "invalid_type", "a string"),
+        ({"metadata": {"k": 1}}, "metadata.k", TYPE, "a string"),
         ({"stream_options": {}}, "stream_options", None, "only allowed when 'stream'"),
         # tools, and the order of messages
         ({"tools": []}, "tools", "empty_array", "empty"),
         ({"tools": [TOOL] * 129}, "tools", "array_above_max_length", "128"),
-        (
-            {"tools": [{"type": "function", "function": {"name": "a b"}}]},
-            "tools[0].function.name",
-            "invalid_value",
-            "pattern '^[a-zA-Z0-9_-]+$'",
-        ),
+        (BAD_NAME, "tools[0].function.name", INVALID, "pattern '^[a-zA-Z0-9_-]+$'"),
+        (BAD_SCHEMA, "tools[0].function.parameters", "invalid_function_parameters", "'f'"),
         ({"tool_choice": "auto"}, "tool_choice", None, "only allowed when 'tools'"),
-        (
-            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
-            "tool_choice",
-            None,
-            "'g' not found",
-        ),
-        (
-            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": 1}}}]},
-            "tools[0].function.parameters",
-            "invalid_function_parameters",
-            "Invalid schema for function 'f'",
-        ),
+        (NAMED, "tool_choice", None, "'g' not found"),
         (said(RESULT), "messages.[1].role", None, "must be a response to a preceeding message"),
         (said(CALLING), "messages.[1].role", None, "did not have response messages: c1"),
         (said(CALLING, USER), "messages.[1].role", None, "must be followed by tool messages"),
-        (
-            said(CALLING, RESULT | {"tool_call_id": "c2"}),
-            "messages.[2].tool_call_id",
-            None,
-            "'tool_call_id' of 'c2' not found",
-        ),
+        (said(CALLING, RESULT | OTHER), "messages.[2].tool_call_id", None, "of 'c2' not found"),
         # structured output
-        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "'xml'"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", INVALID, "'xml'"),
         ({"response_format": {"type": "json_object"}}, "messages", None, "the word 'json'"),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
-            "response_format.json_schema.name",
-            "missing_required_parameter",
-            "name",
-        ),
+        (NAMELESS, "response_format.json_schema.name", MISSING, "name"),
         (form({"type": "string"}), "response_format", None, "of 'type: \"object\"'"),
-        (
-            form({"type": "object", "properties": {}}, strict=True),
-            "response_format",
-            None,
-            "'additionalProperties' is required to be supplied and to be false",
-        ),
+        (form(OPEN, strict=True), "response_format", None, "'additionalProperties' is required"),
         (form(SCHEMA | {"required": []}, strict=True), "response_format", None, "Missing 'a'"),
-        *(
-            (form({"type": "object", "properties": {"a": part}}), None, None, words)
-            for part, words in (
-                ({"type": "colour"}, "unknown type"),
-                ({"$ref": "#/$defs/Missing"}, "has no '#/$defs/Missing'"),
-                ({"type": "array"}, "lacks a part"),
-                ({"$ref": "#/properties/a"}, "refers to itself"),
-                ({"type": "array", "items": {"$ref": "#"}}, "nested too deeply"),
-                ("string", "no object"),
-            )
-        ),
+        (with_part({"type": "colour"}), None, None, "unknown type"),
+        (with_part({"$ref": "#/$defs/Missing"}), None, None, "has no '#/$defs/Missing'"),
+        (with_part({"type": "array"}), None, None, "lacks a part"),
+        (with_part({"$ref": "#/properties/a"}), None, None, "refers to itself"),
+        (with_part({"type": "array", "items": {"$ref": "#"}}), None, None, "nested too deeply"),
+        (with_part("string"), None, None, "no object"),
         # known to OpenAI, and beyond this model
         ({"n": 2}, "n", None, "one answer only"),
         ({"logprobs": True}, "logprobs", None, "no probabilities"),
@@ -195,12 +169,7 @@ def said(*messages: Any) -> Any:
         ({"web_search_options": {}}, "web_search_options", None, "no access to the web"),
         ({"functions": [FUNCTION]}, "functions", None, "deprecated"),
         ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0]", None, "functions only"),
-        (
-            {"messages": [{"role": "user", "content": "word " * 50_000}]},
-            "messages",
-            "context_length_exceeded",
-            "at most 200000",
-        ),
+        (said(LONG), "messages", "context_length_exceeded", "at most 200000"),
     ],
 )
 def test_a_chat_completion_is_refused(
@@ -208,33 +177,35 @@ def test_a_chat_completion_is_refused(
 ) -> None:
     body = {"model": "gpt-4o", "messages": [USER], **settings}
     got = refusal(client, "chat/completions", body)
-    assert got[0] == param
-    assert got[1] == code or (code is None and got[1] == "object_above_max_properties")
+    assert got[:2] == (param, code)
     assert words in got[2]
+
+
+def text_form(**settings: Any) -> Any:
+    return {"text": {"format": settings}}
+
+
+STRICT = text_form(type="json_schema", name="x", schema={}, strict=True)
+CHAT_PART: Any = {"input": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}
 
 
 @pytest.mark.parametrize(
     ("settings", "param", "code", "words"),
     [
-        ({"temperature": 0.2}, "temperature", "unsupported_value", "does not support 0.2"),
-        ({"top_p": 0.5}, "top_p", "unsupported_parameter", "not supported with this model"),
-        ({"top_logprobs": 1}, "top_logprobs", "unsupported_parameter", "not supported"),
-        ({"reasoning": {"effort": "minimal"}}, "reasoning.effort", "unsupported_value", "minimal"),
-        (FOUR | {"reasoning": {"effort": "low"}}, "reasoning.effort", "unsupported_parameter", ""),
+        ({"temperature": 0.2}, "temperature", VALUE, "does not support 0.2"),
+        ({"top_p": 0.5}, "top_p", PARAMETER, "not supported with this model"),
+        ({"top_logprobs": 1}, "top_logprobs", PARAMETER, "not supported"),
+        ({"reasoning": {"effort": "minimal"}}, "reasoning.effort", VALUE, "minimal"),
+        (FOUR | {"reasoning": {"effort": "low"}}, "reasoning.effort", PARAMETER, "not supported"),
         ({"max_output_tokens": 15}, "max_output_tokens", "integer_below_min_value", ">= 16"),
         ({"max_tokens": 15}, "max_tokens", "unknown_parameter", "Unknown parameter"),
-        ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter", "has moved to"),
-        ({"input": None}, "input", "invalid_type", "got null"),
+        ({EFFORT: "low"}, EFFORT, PARAMETER, "has moved to 'reasoning.effort'"),
+        ({"input": None}, "input", TYPE, "got null"),
         ({"input": []}, "input", "empty_array", "empty"),
-        ({"input": [{"role": "user"}]}, "input[0].content", "missing_required_parameter", ""),
-        (
-            {"input": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
-            "input[0].content[0].type",
-            "invalid_value",
-            "Supported values are: 'input_text'",
-        ),
-        ({"tools": [TOOL]}, "tools[0].function", "unknown_parameter", "tools[0].function"),
-        ({"tools": [{"type": "function"}]}, "tools[0].name", "missing_required_parameter", ""),
+        ({"input": [{"role": "user"}]}, "input[0].content", MISSING, "content"),
+        (CHAT_PART, "input[0].content[0].type", INVALID, "Supported values are: 'input_text'"),
+        (TOOLS, "tools[0].function", "unknown_parameter", "tools[0].function"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name", MISSING, "name"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", None, "only functions"),
         ({"tool_choice": "required"}, "tool_choice", None, "must be specified with 'tools'"),
         ({"input": [USER, OUTPUT]}, "input", None, "No tool call found for function call output"),
@@ -245,19 +216,10 @@ def test_a_chat_completion_is_refused(
         ({"conversation": "conv_1"}, "conversation", None, "nothing is stored here"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt", None, "nothing is stored here"),
         ({"background": True}, "background", None, "answers at once"),
-        ({"text": {"format": {"type": "json_object"}}}, "input", None, "the word 'json'"),
-        (
-            {
-                "text": {
-                    "format": {"type": "json_schema", "name": "x", "schema": {}, "strict": True}
-                }
-            },
-            "text.format.schema",
-            "invalid_json_schema",
-            "Invalid schema",
-        ),
-        ({"include": ["everything"]}, "include[0]", "invalid_value", "'everything'"),
-        ({"model": "gpt-4.1-nano"}, "model", "model_not_found", "shut down"),
+        (text_form(type="json_object"), "input", None, "the word 'json'"),
+        (STRICT, "text.format.schema", "invalid_json_schema", "Invalid schema"),
+        ({"include": ["everything"]}, "include[0]", INVALID, "'everything'"),
+        ({"model": "gpt-4.1-nano"}, "model", GONE, "shut down"),
     ],
 )
 def test_a_response_is_refused(
@@ -330,15 +292,12 @@ def known(check: Check, keys: set[str]) -> set[str]:
 
 
 def test_every_parameter_of_the_openai_package_is_known() -> None:
-    from openai.types import embedding_create_params
-
-    for check, owner in (
-        (CHAT, completion_create_params.CompletionCreateParamsStreaming),
-        (RESPONSE, response_create_params.ResponseCreateParamsStreaming),
-        (EMBEDDINGS, embedding_create_params.EmbeddingCreateParams),
-    ):
+    owners: list[tuple[Check, Any, int]] = [
+        (CHAT, completion_create_params.CompletionCreateParamsStreaming, 30),
+        (RESPONSE, response_create_params.ResponseCreateParamsStreaming, 30),
+        (EMBEDDINGS, embedding_create_params.EmbeddingCreateParams, 5),
+    ]
+    for check, owner, least in owners:
         keys = set(owner.__annotations__)
-        for base in owner.__orig_bases__:  # type: ignore[attr-defined]
-            keys |= set(getattr(base, "__annotations__", {}))
-        assert len(keys) >= 5
+        assert len(keys) >= least
         assert known(check, keys) == keys

@@ -74,10 +74,7 @@ def test_a_response_has_every_field_of_its_type(client: OpenAI) -> None:
 
 def test_usage_is_that_of_the_same_chat(client: OpenAI) -> None:
     usage = create(client).usage
-    messages: Any = [
-        {"role": "system", "content": PASSAGES},
-        {"role": "user", "content": TICKET},
-    ]
+    messages: Any = [{"role": "system", "content": PASSAGES}, {"role": "user", "content": TICKET}]
     assert usage.input_tokens == count_message_tokens(messages, "gpt-6-luna").tokens
     same = client.chat.completions.create(model="gpt-6-luna", messages=messages).usage
     assert same is not None
@@ -181,10 +178,10 @@ def test_stream_and_parse_of_the_package_work(client: OpenAI, url: str) -> None:
     assert client.responses.parse(text_format=Price, **settings).output_parsed == parsed
 
     async def asynchronously() -> Any:
-        async with AsyncOpenAI(base_url=url, api_key="any") as client:
-            stream: Any = await client.responses.create(**settings, stream=True)
+        async with AsyncOpenAI(base_url=url, api_key="any") as other:
+            stream: Any = await other.responses.create(**settings, stream=True)
             events = [event async for event in stream]
-            reply = await client.responses.parse(text_format=Price, **settings)
+            reply = await other.responses.parse(text_format=Price, **settings)
             return events[-1].response.output_text, reply.output_parsed
 
     assert asyncio.run(asynchronously()) == (TEXT, parsed)
