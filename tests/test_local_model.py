@@ -363,9 +363,9 @@ def test_reasoning_is_billed_by_effort_and_counts_inside_the_limit(client: OpenA
     assert thoughts() == thoughts(reasoning_effort="medium") == compared > 10
     assert thoughts(reasoning_effort="none") == 0
     assert thoughts(reasoning_effort="low") < compared < thoughts(reasoning_effort="max")
-    cut = create(client, model="gpt-6-luna", max_completion_tokens=compared)
+    cut = create(client, model="gpt-6-luna", max_completion_tokens=compared - 3)
     assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("", "length")
-    assert cut.usage.completion_tokens == compared
+    assert cut.usage.completion_tokens == compared - 3
 
 
 # --- tools --------------------------------------------------------------------------------
