@@ -616,4 +616,5 @@ def test_the_door_is_guarded_and_every_refusal_is_in_openais_form(url: str) -> N
     assert get("GET", "/v1/responses/resp_1")[0] == 404
     assert "nothing is stored" in get("DELETE", "/v1/responses/resp_1")[1]
     assert "could not parse" in get("POST", "/v1/responses", b"{")[1]
-    assert get("POST", "/v1/chat/completions", b"[" * 600_000)[0] == 413
+    assert get("POST", "/v1/chat/completions", b"[" * 200_000)[0] == 413
+    assert get("POST", "/v1/responses", b" " * (server.MOST_BYTES + 1))[0] == 413
