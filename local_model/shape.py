@@ -143,12 +143,9 @@ def one_of(*values: str) -> Check:
 
     def check(value: Any, path: str) -> None:
         kind_of(value, path, str)
-        refuse(
-            value not in values,
-            f"Invalid value: '{value[:100]}'. Supported values are: {listed(values)}.",
-            path,
-            "invalid_value",
-        )
+        if value not in values:
+            told = f"Invalid value: '{value[:100]}'. Supported values are: {listed(values)}."
+            raise ApiError(told, path, "invalid_value")
 
     return check
 
@@ -186,20 +183,13 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
     def check(value: Any, path: str) -> None:
         kind_of(value, path or "body", dict)
         inside = f"{path}." if path else ""
-        for key in value:
-            refuse(
-                key not in known,
-                f"Unknown parameter: '{inside}{key[:100]}'.",
-                f"{inside}{key[:100]}",
-                "unknown_parameter",
-            )
-        for key in required:
-            refuse(
-                key not in value,
-                f"Missing required parameter: '{inside}{key}'.",
-                f"{inside}{key}",
-                "missing_required_parameter",
-            )
+        if unknown := value.keys() - known.keys():
+            where = inside + next(key for key in value if key in unknown)[:100]
+            raise ApiError(f"Unknown parameter: '{where}'.", where, "unknown_parameter")
+        if missing := required.keys() - value.keys():
+            where = inside + next(key for key in required if key in missing)
+            told = f"Missing required parameter: '{where}'."
+            raise ApiError(told, where, "missing_required_parameter")
         for key, part in value.items():
             known[key](part, inside + key)
 
@@ -208,14 +198,16 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
 def tagged(key: str, kinds: Mapping[str, Check], default: str | None = None) -> Check:
     """Accept an object whose `key` names its kind, which says the rest."""
+    known = one_of(*kinds)
 
     def check(value: Any, path: str) -> None:
         kind_of(value, path, dict)
-        fields({} if default else {key: one_of(*kinds)}, dict.fromkeys(value, anything))(
-            value, path
-        )
         kind = value.get(key, default)
-        one_of(*kinds)(kind, f"{path}.{key}")
+        if key not in value and default is None:
+            where = f"{path}.{key}"
+            told = f"Missing required parameter: '{where}'."
+            raise ApiError(told, where, "missing_required_parameter")
+        known(kind, f"{path}.{key}")
         kinds[kind](value, path)
 
     return check
