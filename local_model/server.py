@@ -31,7 +31,9 @@ from local_model.usage import PromptCache
 FIRST_TOKEN_SECONDS = 0.010
 TOKEN_SECONDS = 0.001  # taken for each word
 EMBEDDING_SECONDS = 0.002
-MOST_PARTS = 500_000  # braces, brackets and commas: reading more would hold up everybody else
+# Of a body. Reading more would hold up everybody else.
+MOST_BYTES = 20 * 1024 * 1024
+MOST_PARTS = 100_000  # braces, brackets and commas
 
 
 class Api:
@@ -114,6 +116,9 @@ def _model(name: str, model: Model) -> Json:
 async def _read(request: Request) -> tuple[Json, str]:
     """Return the body of a request, and a digest of it: a stream has that of a whole answer."""
     raw = await read_body(request)
+    if len(raw) > MOST_BYTES:
+        told = f"The body is larger than {MOST_BYTES // 1024**2} MiB, the limit of the local model."
+        raise ApiError(told, status=413)
     if sum(raw.count(mark) for mark in (b"{", b"[", b",")) > MOST_PARTS:
         raise ApiError("The body has too many parts for the local model.", status=413)
     try:
