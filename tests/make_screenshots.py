@@ -34,11 +34,10 @@ SCORES_APART = """UPDATE scores SET timestamp_us = (SELECT max(end_us) FROM obse
 
 def draw_terminal(trace_id: str) -> None:
     """Write what the console draws for one trace, as rich exports it."""
+    from langfuse import Langfuse
     from rich.console import Console
 
     from common import console
-    from langfuse import Langfuse
-
     from common.client import connect
     from common.readback import read_trace
 

@@ -169,7 +169,7 @@ def test_what_a_user_sets_wins_over_what_a_parent_set(desk: Desk) -> None:
         SET_BY_CONNECT=mark,
         **put | {"OPENAI_MODEL": "gpt-6-sol", "OPENAI_API_KEY": "sk-mine-0123456789"},
     )
-    assert "Answers come from gpt-6-sol at https://api.openai.com/v1." in again.stdout
+    assert "Answers come from gpt-6-sol, at https://api.openai.com/v1." in again.stdout
     assert again.stdout.splitlines()[-1] == "gpt-6-sol"
 
 
