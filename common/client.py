@@ -31,11 +31,11 @@ from common.settings import (
     set_by_connect,
 )
 
-OFF = ("pk-lf-off", "sk-lf-off")  # with no key at all the SDK logs a warning at every call
-KEYS = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY")
+# With no key at all the SDK logs a warning at every call.
+OFF = {"LANGFUSE_PUBLIC_KEY": "pk-lf-off", "LANGFUSE_SECRET_KEY": "sk-lf-off"}
+LOCAL = dict(zip(OFF, local_langfuse.KEYS, strict=True))
 LABELS = ("LANGFUSE_TRACING_ENVIRONMENT", "LANGFUSE_RELEASE")
 MODELS = ("OPENAI_MODEL", "OPENAI_EMBEDDING_MODEL")
-HERE = (local_langfuse.HOST, "localhost")
 Put = dict[str, str]  # what goes into the environment
 
 
@@ -89,8 +89,7 @@ def _langfuse(settings: Mapping[str, Setting], known: str) -> tuple[Put, list[st
     """Return what the SDK needs in the environment, and lines that say where traces go."""
     mode, why, url = choose_destination(settings)
     if mode == "disabled":
-        line = f"Tracing is off and nothing is stored, because {why}."
-        return dict(zip(KEYS, OFF, strict=True)), [line]
+        return OFF, [f"Tracing is off and nothing is stored, because {why}."]
     if mode == "langfuse":
         key = masked(settings["LANGFUSE_PUBLIC_KEY"].value)
         return {"LANGFUSE_BASE_URL": url}, [f"Traces go to {url} with {key}, because {why}."]
@@ -107,8 +106,7 @@ def _langfuse(settings: Mapping[str, Setting], known: str) -> tuple[Put, list[st
         lines.append(f"Links open while this program runs, and later with `{again}`.")
         if sys.stdin.isatty() and sys.stdout.isatty() and not os.environ.get("CI"):
             atexit.register(_keep_links_live, os.getpid())
-    keys = dict(zip(KEYS, local_langfuse.KEYS, strict=True))
-    return {**keys, "LANGFUSE_BASE_URL": url}, lines
+    return {**LOCAL, "LANGFUSE_BASE_URL": url}, lines
 
 
 def _keep_links_live(started_by: int) -> None:
@@ -129,9 +127,8 @@ def _model(settings: Mapping[str, Setting], known: str) -> tuple[Put, str]:
         said = f"{local_model.label(name)}, because no OPENAI_API_KEY is set"
     else:
         put = {"OPENAI_API_KEY": "none"}  # a server of your own needs no key, but the client does
-        is_here = url and check_url(settings["OPENAI_BASE_URL"]).hostname in HERE
-        label = local_model.label(name) if is_here and local_model.is_running(url) else name
-        said = f"{label}, at {_shown(url)}"
+        is_ours = url and check_url(settings["OPENAI_BASE_URL"]) and local_model.is_running(url)
+        said = f"{local_model.label(name) if is_ours else name}, at {_shown(url)}"
     return put, f"Answers come from {said}."
 
 

@@ -1,8 +1,6 @@
 """The one place that prints. Nothing a trace contains is read as markup or steers the terminal."""
 
-import argparse
 import io
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -70,14 +68,6 @@ def fail(message: str, status: int) -> NoReturn:
     """Print one line to stderr and end the program with this exit status."""
     _err.print(_plain(message, "red"))
     raise SystemExit(status)
-
-
-class Arguments(argparse.ArgumentParser):
-    """A command line; of a mistake in it one line is printed, and the exit status is 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the program, and hide addresses: one in the wrong place may hold a secret."""
-        fail(f"{re.sub('://[^ ]+', '://…', message)}; --help shows the options.", 2)
 
 
 def show_pieces(pieces: Iterable[str]) -> None:

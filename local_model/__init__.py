@@ -47,6 +47,8 @@ def is_running(base_url: str) -> bool:
     """
     try:
         address = urlsplit(base_url)
+        if address.hostname not in ("127.0.0.1", "localhost"):
+            return False  # a local model is nowhere else
         connection = http.client.HTTPConnection(address.netloc, timeout=0.3)
     except (ValueError, http.client.InvalidURL):
         return False

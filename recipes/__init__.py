@@ -1,7 +1,10 @@
 """Whole small applications. What they need beyond the lessons is in `recipes/requirements.txt`."""
 
+import argparse
+import re
 import sys
 from types import TracebackType
+from typing import NoReturn
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -14,3 +17,12 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
 
 
 sys.excepthook = _explain
+
+
+class Arguments(argparse.ArgumentParser):
+    """A command line; of a mistake in it one line is printed, and the exit status is 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program, and hide addresses: one in the wrong place may hold a secret."""
+        sys.stderr.write(f"{re.sub('://[^ ]+', '://…', message)}; --help shows the options.\n")
+        raise SystemExit(2)

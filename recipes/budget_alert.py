@@ -34,8 +34,9 @@ from langfuse import Langfuse
 from langfuse.api.core import ApiError
 
 from common.client import connect, tracing_is_on
-from common.console import Arguments, fail, show_line, show_result, usd_text
+from common.console import fail, show_line, show_result, usd_text
 from common.settings import Setting, SettingsError, check_url
+from recipes import Arguments
 
 MODELS = ["GENERATION", "EMBEDDING"]
 CALLS = {"type": "stringOptions", "column": "type", "operator": "any of", "value": MODELS}

@@ -32,9 +32,10 @@ from langfuse import Langfuse
 from langfuse.api.core import ApiError
 
 from common.client import connect, tracing_is_on
-from common.console import Arguments, fail, progress, show_line, show_result, show_section, waiting
+from common.console import fail, progress, show_line, show_result, show_section, waiting
 from common.readback import FIELDS
 from common.settings import TOP, read_settings
+from recipes import Arguments
 
 BEGINNING = "2023-01-01T00:00:00+00:00"  # there was no Langfuse before
 OBSERVATIONS, SCORES = "observations.jsonl", "scores.jsonl"

@@ -45,10 +45,11 @@ from langfuse.openai import OpenAI
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.client import connect, tracing_is_on
-from common.console import Arguments, fail, show_line, show_link
+from common.console import fail, show_line, show_link
 from common.readback import NotStoredError, sent_count
 from common.retriever import search
 from common.settings import read_settings
+from recipes import Arguments
 
 MAX_QUESTION, MAX_COMMENT = 500, 1_000  # characters
 REMEMBERED = 10_000  # answers

@@ -39,8 +39,9 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
 from common.client import connect, tracing_is_on
-from common.console import Arguments, fail, show_line
+from common.console import fail, show_line
 from common.settings import TOP, read_settings
+from recipes import Arguments
 
 HOST = "127.0.0.1"
 LATENESS = timedelta(hours=1)  # what arrives more than this after it ended is not counted
