@@ -25,17 +25,19 @@ def lesson() -> str:
     return LESSON
 
 
-def test_a_report_that_disagrees_with_the_ledger_ends_in_red_with_exit_1(desk: Desk) -> None:
-    ran = desk.run_edited(
-        LESSON,
-        (
-            "            self.usd[model] += cost\n",
-            '            self.usd[model] += cost * Decimal("1.001")\n',
-        ),
-    )
+def test_a_price_that_langfuse_has_otherwise_is_found_and_ends_with_exit_1(desk: Desk) -> None:
+    """The ledger and Langfuse price by tables of their own, so one can find the other wrong."""
+    price = {"inputPrice": 0.0000002, "outputPrice": 0.000001, "unit": "TOKENS"}
+    with desk.serving() as client:
+        own = {"modelName": "gpt-6-sol", "matchPattern": "^gpt-6-sol$", **price}
+        client.post("/api/public/models", json=own).raise_for_status()
+        ran = desk.run(LESSON)
     assert ran.returncode == 1
     assert "do not agree" in ran.stderr
-    assert re.search(r"the ledger has \$0\.\d+, Langfuse \$0\.\d+", ran.stdout)
+    red = re.findall(
+        r"^  (\S+): the ledger has \$0\.\d+, Langfuse \$0\.\d+$", ran.stdout, re.MULTILINE
+    )
+    assert red == ["gpt-6-sol", "total"]
 
 
 def test_a_billionth_of_a_dollar_is_the_limit_of_agreement() -> None:

@@ -1,177 +1,209 @@
-"""The price table against a second source, and the arithmetic against a real Langfuse."""
+"""The price table against other sources, and the arithmetic against a real Langfuse."""
 
+import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from genai_prices import Usage, calc_price
-from genai_prices.types import TieredPrices
 
-from common.pricing import PRICES, Price, cost_by_bucket, cost_of, price_of, undated, usage_buckets
+from common import pricing
+from common.pricing import PRICES, Price, cost_of, unpriced_buckets, usage_buckets
+from local_langfuse.differences import reasons
 
-# Usage as OpenAI reports it, and the buckets Langfuse 4.16 made of it.
-REPORTED = {
-    "completion_tokens": 120,
-    "prompt_tokens": 1800,
-    "total_tokens": 1920,
-    "completion_tokens_details": {
-        "accepted_prediction_tokens": 0,
-        "audio_tokens": 0,
-        "reasoning_tokens": 20,
-        "rejected_prediction_tokens": 0,
-    },
-    "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": 1024},
+KINDS = {  # a price in genai-prices, and the buckets that have it here
+    "input_mtok": "input input_tokens input_text_tokens",
+    "cache_read_mtok": "input_cached_tokens cache_read_input_tokens input_cache_read",
+    "cache_write_mtok": "input_cache_write_tokens cache_creation_input_tokens input_cache_creation"
+    " input_cache_creation_5m cache_creation.ephemeral_5m_input_tokens",
+    "cache_write_1h_mtok": "input_cache_creation_1h cache_creation.ephemeral_1h_input_tokens",
+    "output_mtok": "output output_tokens output_text_tokens",
 }
-STORED = {
-    "input": 776,
-    "output": 100,
-    "total": 1920,
-    "input_audio_tokens": 0,
-    "input_cached_tokens": 1024,
-    "output_accepted_prediction_tokens": 0,
-    "output_audio_tokens": 0,
-    "output_reasoning_tokens": 20,
-    "output_rejected_prediction_tokens": 0,
-}
-CLAUDE = {"input": 100, "output": 50, "cache_read_input_tokens": 900}
-UNPRICED = {"input": 1000, "output": 500, "my_bucket": 300}
-
-# The same calls as Langfuse 4.16 stored them: model, usage, cost by bucket.
-RECORDED_COSTS: list[tuple[str, dict[str, Any], dict[str, str]]] = [
-    (
-        "gpt-4o-mini-2024-07-18",
-        REPORTED,
-        {
-            "input": "0.0001164",
-            "output": "0.00006",
-            "input_cached_tokens": "0.0000768",
-            "total": "0.0002532",
-        },
-    ),
-    (
-        "gpt-4o",
-        REPORTED,
-        {
-            "input": "0.00194",
-            "output": "0.001",
-            "input_cached_tokens": "0.00128",
-            "total": "0.00422",
-        },
-    ),
-    (
-        "claude-sonnet-4-5",
-        CLAUDE,
-        {
-            "input": "0.0003",
-            "output": "0.00075",
-            "cache_read_input_tokens": "0.00027",
-            "total": "0.00132",
-        },
-    ),
-    ("gpt-4o-mini", UNPRICED, {"input": "0.00015", "output": "0.0003", "total": "0.00045"}),
-    ("gpt-4o-mini", {"input": 0, "output": 0}, {"input": "0", "output": "0", "total": "0"}),
-    ("text-embedding-3-small", {"input": 9}, {"total": "0.00000018"}),
-    ("text-embedding-3-small", {"prompt_tokens": 9, "total_tokens": 9}, {"total": "0.00000018"}),
-]
+PROVIDERS = {"claude": "anthropic", "gemini": "google"}
+GONE = {"gpt-4.1-nano", "o4-mini", "o3-mini", "o1", "gpt-4-turbo", "gpt-4", "gpt-3.5-turbo"}
 
 
-def second_opinion(price: Price) -> dict[str, Decimal | None]:
-    """Return what genai-prices charges for the same buckets, below its long-prompt tiers."""
-    provider = "anthropic" if price.model.startswith("claude") else "openai"
-    theirs = calc_price(Usage(), price.model, provider_id=provider).model_price
-    fields = {
-        "input": theirs.input_mtok,
-        "input_cached_tokens": theirs.cache_read_mtok,
-        "input_cache_read": theirs.cache_read_mtok,
-        "cache_read_input_tokens": theirs.cache_read_mtok,
-        "output": theirs.output_mtok,
-        "output_reasoning_tokens": theirs.output_mtok,
-        "output_reasoning": theirs.output_mtok,
-        "total": theirs.input_mtok,
-    }
-    asked = {bucket: fields[bucket] for bucket in price.usd_per_million}
-    return {k: v.base if isinstance(v, TieredPrices) else v for k, v in asked.items()}
+def read(text: str) -> dict[str, Any]:
+    """Return counts or USD by name: `read("input 5 output 0.1") -> {"input": 5, "output": …}`."""
+    words = text.split()
+    return dict(zip(words[::2], map(Decimal, words[1::2]), strict=True))
+
+
+def counts(text: str) -> dict[str, Any]:
+    return {name: int(count) for name, count in read(text).items()}
+
+
+CHAT = counts("prompt_tokens 2000 completion_tokens 100 total_tokens 2100")
+RESPONSES = counts("input_tokens 2000 output_tokens 100 total_tokens 2100")
+INTO = {"cached_tokens": 512, "cache_write_tokens": 256, "audio_tokens": None}
+OUT = {"reasoning_tokens": 20}
+SPLIT = counts(
+    "input 1232 input_cached_tokens 512 input_cache_write_tokens 256 "
+    "output 80 output_reasoning_tokens 20 total 2100"
+)
+LANGCHAIN = counts(
+    "input 1232 input_cache_read 512 input_cache_creation 256 output 80 output_reasoning 20"
+)
+CLAUDE = counts(
+    "input_tokens 100 cache_creation_input_tokens 10000 cache_read_input_tokens 2000 "
+    "output_tokens 50"
+)
 
 
 @pytest.mark.parametrize("price", PRICES, ids=lambda price: price.model)
-def test_price_agrees_with_genai_prices(price: Price) -> None:
-    theirs = second_opinion(price)
-    assert price.usd_per_million == theirs, f"{price.model}: ours {price}, theirs {theirs}"
+def test_every_price_is_the_one_in_genai_prices_and_none_is_missing(price: Price) -> None:
+    provider = PROVIDERS.get(price.model.partition("-")[0], "openai")
+    listed: Any = calc_price(Usage(), price.model, provider_id=provider).model_price
+    known = {kind: usd for kind in KINDS if (usd := getattr(listed, kind)) is not None}
+    tiers = {kind: getattr(usd, "tiers", ()) for kind, usd in known.items()}
+    steps = {0} | {tier.start for kind in known for tier in tiers[kind]}
+    steps |= {price.long_prompt[0]} if price.long_prompt else set()
+    for tokens in sorted(steps | {step + 1 for step in steps}):
+        ours = {bucket: usd * 1_000_000 for bucket, usd in price.per_token(tokens).items()}
+        theirs: dict[str, Decimal] = {}
+        for kind, usd in known.items():
+            reached = [tier.price for tier in tiers[kind] if tier.start < tokens]
+            rate = reached[-1] if reached else getattr(usd, "base", usd)
+            theirs |= dict.fromkeys(KINDS[kind].split(), rate)
+        if reasons(price.model):  # billed as output
+            theirs["output_reasoning_tokens"] = theirs["output_reasoning"] = theirs["output"]
+        if price.model.startswith("text-embedding-"):
+            theirs = {"total": theirs["input"]}
+        pairs = {key: (ours.get(key), theirs.get(key)) for key in {**ours, **theirs}}
+        wrong = [
+            f"{key}: ours {us}, theirs {they}" for key, (us, they) in pairs.items() if us != they
+        ]
+        assert not wrong, f"{price.model}, a prompt of {tokens} tokens: {wrong}"
 
 
-@pytest.mark.parametrize("price", PRICES, ids=lambda price: price.model)
-def test_no_model_lacks_a_cache_price_that_genai_prices_knows(price: Price) -> None:
-    provider = "anthropic" if price.model.startswith("claude") else "openai"
-    theirs = calc_price(Usage(), price.model, provider_id=provider).model_price
-    assert ("input_cached_tokens" in price.usd_per_million) == (theirs.cache_read_mtok is not None)
+def test_shut_down_dates_are_those_that_openai_announced() -> None:
+    source = Path(openai.__file__).with_name("types") / "shared/chat_model.py"
+    named, deprecated = source.read_text(encoding="utf-8").split('"""Deprecated values:')
+    entries = re.findall(
+        r'- ("[^:]+"): Announced shutdown date: ([\d-]+)\.', " ".join(deprecated.split())
+    )
+    dates = {name: day for names, day in entries for name in re.findall(r'"([^"]+)"', names)}
+    assert {dates[model] for model in GONE} == {"2026-10-23"}
+    ours = {price.model: price.shut_down for price in PRICES if f'"{price.model}"' in named}
+    assert len(ours) == 9, "OpenAI's own models for chats"
+    for model, day in ours.items():
+        assert (day and str(day)) == dates.get(model), model
 
 
-def test_the_names_that_langchain_gives_to_buckets_cost_the_same() -> None:
-    openai = {"input": 130, "input_cached_tokens": 1536, "output": 9, "output_reasoning_tokens": 6}
-    langchain = {"input": 130, "input_cache_read": 1536, "output": 9, "output_reasoning": 6}
-    for model in ("gpt-4o-mini", "gpt-5"):
-        assert cost_of(model, langchain) == cost_of(model, openai)
-
-
-def test_each_model_stands_in_the_table_once() -> None:
+def test_each_model_is_in_the_table_once_and_none_that_is_gone() -> None:
     models = [price.model for price in PRICES]
     assert len(models) == len(set(models))
-
-
-def test_usage_is_split_into_the_buckets_langfuse_stored() -> None:
-    assert usage_buckets(REPORTED) == STORED
-
-
-def test_usage_of_the_responses_api_is_split_the_same_way() -> None:
-    reported = {
-        "input_tokens": 1800,
-        "output_tokens": 120,
-        "total_tokens": 1920,
-        "input_tokens_details": {"cached_tokens": 1024},
-        "output_tokens_details": {"reasoning_tokens": 20},
-    }
-    assert usage_buckets(reported) == {key: count for key, count in STORED.items() if count}
-
-
-def test_buckets_that_do_not_overlap_come_back_with_their_sum() -> None:
-    assert usage_buckets(CLAUDE) == {**CLAUDE, "total": 1050}
-    assert usage_buckets(UNPRICED) == {**UNPRICED, "total": 1800}
-
-
-def test_details_that_are_missing_are_not_counted() -> None:
-    reported = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
-    none = {"prompt_tokens_details": None, "completion_tokens_details": {"audio_tokens": None}}
-    assert usage_buckets({**reported, **none}) == {"input": 9, "output": 2, "total": 11}
-
-
-@pytest.mark.parametrize(("model", "usage", "stored"), RECORDED_COSTS)
-def test_cost_is_what_langfuse_stored(
-    model: str, usage: dict[str, Any], stored: dict[str, str]
-) -> None:
-    assert cost_by_bucket(model, usage) == {key: Decimal(cost) for key, cost in stored.items()}
-    assert cost_of(model, usage) == Decimal(stored["total"])
+    assert GONE.isdisjoint(models)
+    assert all(price.shut_down is None or price.shut_down > pricing.AS_OF for price in PRICES)
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["gpt-4o-mini", "gpt-4o-mini-2024-07-18", "openai/gpt-4o-mini", "GPT-4o-mini-20240718"],
+    ("name", "plain"),
+    [
+        ("openai/gpt-4o-mini", "gpt-4o-mini"),
+        ("GPT-4o-mini-2024-07-18", "gpt-4o-mini"),
+        ("anthropic/claude-haiku-4-5", "claude-haiku-4-5"),
+        ("us.anthropic.claude-haiku-4-5-20251001-v1:0", "claude-haiku-4-5"),
+        ("claude-haiku-4-5@20251001", "claude-haiku-4-5"),
+        ("google/gemini-3-flash-preview", "gemini-3-flash-preview"),
+    ],
 )
-def test_a_model_is_found_under_each_of_its_names(name: str) -> None:
-    assert undated(name) == "gpt-4o-mini"
-    price = price_of(name)
-    assert price is not None
-    assert price.model == "gpt-4o-mini"
+def test_a_model_is_found_under_each_of_its_names(name: str, plain: str) -> None:
+    assert pricing.undated(name) == plain
+    assert pricing.price_of(name) in PRICES
 
 
-@pytest.mark.parametrize("name", ["my-local-llm", "gpt-4o-mini-tts", "gpt-4", ""])
-def test_the_cost_of_an_unknown_model_is_unknown(name: str) -> None:
-    assert price_of(name) is None
-    assert cost_by_bucket(name, {"input": 5}) is None
-    assert cost_of(name, {"input": 5}) is None
+@pytest.mark.parametrize(
+    ("reported", "split"),
+    [
+        ({**CHAT, "prompt_tokens_details": INTO, "completion_tokens_details": OUT}, SPLIT),
+        ({**RESPONSES, "input_tokens_details": INTO, "output_tokens_details": OUT}, SPLIT),
+        ({**CHAT, "prompt_tokens_details": None}, counts("input 2000 output 100 total 2100")),
+        ({"prompt_tokens": 9, "total_tokens": 9}, counts("input 9 total 9")),
+        (LANGCHAIN, {**LANGCHAIN, "total": 2100}),
+        ({**CLAUDE, "cache_creation": None}, {**CLAUDE, "total": 12_150}),
+        (
+            {**CHAT, "completion_tokens": -1, "prompt_tokens_details": {"cached_tokens": 2001}},
+            counts("input 0 input_cached_tokens 2001 total 2100"),
+        ),
+        ({"prompt_tokens": -9, "total_tokens": -9}, {}),
+        ({**dict.fromkeys(CHAT), "prompt_tokens_details": 5}, {}),
+        ({"input": "9", "output": float("inf"), "my_bucket": True, "other": 1.5}, {}),
+    ],
+)
+def test_buckets_do_not_overlap(reported: dict[str, Any], split: dict[str, int]) -> None:
+    assert usage_buckets(reported) == split
 
 
-def test_a_million_small_costs_add_up_exactly() -> None:
-    one = cost_of("gpt-4o-mini", {"input": 1, "output": 1})
-    assert one == Decimal("0.00000075")
-    assert one * 1_000_000 == Decimal("0.75")
-    assert sum([one] * 1_000, start=Decimal(0)) == Decimal("0.00075")
+def test_what_anthropic_has_written_to_a_cache_is_counted_once() -> None:
+    parts = {"ephemeral_5m_input_tokens": 6000, "ephemeral_1h_input_tokens": 4000}
+    more = {"server_tool_use": {"web_search_requests": 3}, "service_tier": "standard"}
+    reported = {**CLAUDE, **more, "cache_creation": parts, "inference_geo": None}
+    named = {f"cache_creation.{part}": count for part, count in parts.items()}
+    whole = {**CLAUDE, "cache_creation_input_tokens": 0, "total": 12_150}
+    assert usage_buckets(reported) == {**whole, **named}
+    # Of 10,000 tokens 4,000 cost $2 per million instead of $1.25.
+    assert cost_of("claude-haiku-4-5", reported) == Decimal("0.01305") + Decimal("0.003")
+
+
+COSTS = {  # the first four as Langfuse 4.16 stored them
+    "gpt-4o-mini: input 1000 output 500 my_bucket 300": "input 0.00015 output 0.0003 total 0.00045",
+    "gpt-4o-mini: input 0 output 0": "input 0 output 0 total 0",
+    "text-embedding-3-small: input 9": "total 0.00000018",
+    "claude-haiku-4-5: input 10 output 5 input_cached_tokens 50 "
+    "input_cache_creation_5m 100 input_cache_creation_1h 200": (
+        "input 0.00001 output 0.000025 input_cached_tokens 0.000005 "
+        "input_cache_creation_5m 0.000125 input_cache_creation_1h 0.0004 total 0.000565"
+    ),
+    "claude-haiku-4-5: input_tokens 100 cache_creation_input_tokens 10000 "
+    "cache_read_input_tokens 2000 output_tokens 50": (
+        "input_tokens 0.0001 cache_creation_input_tokens 0.0125 cache_read_input_tokens 0.0002 "
+        "output_tokens 0.00025 total 0.01305"
+    ),
+    "gpt-6-luna: input 1000 input_cached_tokens 200000 input_cache_write_tokens 71000": (
+        "input 0.0001 input_cached_tokens 0.002 input_cache_write_tokens 0.008875 total 0.010975"
+    ),
+    "gpt-6-luna: input 1001 input_cached_tokens 200000 input_cache_write_tokens 71000 output 1": (
+        "input 0.0002002 input_cached_tokens 0.004 input_cache_write_tokens 0.01775 "
+        "output 0.00000075 total 0.02195095"
+    ),
+}
+
+
+@pytest.mark.parametrize("call", COSTS)
+def test_a_call_costs_exactly_this(call: str) -> None:
+    model, usage = call.split(": ")
+    expected = read(COSTS[call])
+    assert pricing.cost_by_bucket(model, counts(usage)) == expected
+    assert cost_of(model, counts(usage)) == expected["total"]
+
+
+def test_names_of_the_same_tokens_cost_the_same_and_openai_s_cache_writes_a_quarter_more() -> None:
+    assert cost_of("gpt-6-luna", SPLIT) == cost_of("gpt-6-luna", LANGCHAIN) == Decimal("0.00021032")
+    for price in PRICES:
+        usd = price.usd_per_million
+        if price.model.startswith(("gpt-6", "gpt-5.6")):
+            assert usd["input_cache_write_tokens"] == usd["input"] * Decimal("1.25")
+
+
+@pytest.mark.parametrize(
+    ("model", "usage"),
+    [
+        *((model, {"input": 5}) for model in ("shop-topics", "gpt-4o-mini-tts", "gpt-4", "")),
+        *((model, {"input": 5}) for model in ("ft:gpt-4o-mini-2024-07-18:shop::1", "ft:gpt-4o")),
+        *(("gpt-4o-mini", usage) for usage in ({}, {"my_bucket": 5}, {"total": 5})),
+    ],
+)
+def test_a_cost_that_is_unknown_is_none_and_not_0(model: str, usage: dict[str, Any]) -> None:
+    assert pricing.cost_by_bucket(model, usage) is None
+    assert cost_of(model, usage) is None
+
+
+def test_buckets_with_tokens_but_no_price_are_named() -> None:
+    missing = ["input_cache_write_tokens", "output_reasoning_tokens"]
+    assert unpriced_buckets("gpt-4o-mini", {**SPLIT, "output_audio_tokens": 0}) == missing
+    assert unpriced_buckets("gpt-6-luna", SPLIT) == []
+    assert unpriced_buckets("shop-topics", {"input": 5, "output": 0}) == ["input"]
+    assert unpriced_buckets("text-embedding-3-small", {"input": 9}) == []
