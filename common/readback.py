@@ -26,6 +26,7 @@ class _SentSpans(SpanProcessor):
     """Counts finished spans per trace, so that reading back knows when a trace is complete."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()  # spans end in many threads
         self.by_trace: dict[str, int] = {}
         self.total = 0
         self.joined: trace.TracerProvider | None = None
@@ -33,10 +34,11 @@ class _SentSpans(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         if span.context and is_default_export_span(span):
             trace_id = f"{span.context.trace_id:032x}"
-            self.by_trace[trace_id] = self.by_trace.pop(trace_id, 0) + 1  # now the last one
-            self.total += 1
-            if len(self.by_trace) > REMEMBERED:
-                del self.by_trace[next(iter(self.by_trace))]
+            with self.lock:
+                self.by_trace[trace_id] = self.by_trace.pop(trace_id, 0) + 1  # now the last one
+                self.total += 1
+                if len(self.by_trace) > REMEMBERED:
+                    del self.by_trace[next(iter(self.by_trace))]
 
     def join(self, provider: trace.TracerProvider) -> None:
         if isinstance(provider, TracerProvider) and provider is not self.joined:

@@ -169,7 +169,7 @@ def test_arrows_point_down_only() -> None:
 
 def test_common_is_small_and_has_no_circle() -> None:
     files = {path: imports_of(path) for path in SOURCES if path.parent.name == "common"}
-    assert sum(len(path.read_text().splitlines()) for path in files) <= 750
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 940
     TopologicalSorter({f"common.{path.stem}": needed for path, needed in files.items()}).prepare()
 
 
