@@ -165,12 +165,12 @@ def test_what_a_user_sets_wins_over_what_a_parent_set(desk: Desk) -> None:
     mark = ran.stdout.splitlines()[-1]
     put = dict(re.findall(r'"([A-Z_]+)": "([^"]*)"', mark))
     again = desk.run(
-        *code(HEAD, "print(os.environ['OPENAI_MODEL'])"),
+        *code(HEAD, "print(os.environ['OPENAI_MODEL'], os.environ['OPENAI_API_KEY'])"),
         SET_BY_CONNECT=mark,
         **put | {"OPENAI_MODEL": "gpt-6-sol", "OPENAI_API_KEY": "sk-mine-0123456789"},
     )
     assert "Answers come from gpt-6-sol, at https://api.openai.com/v1." in again.stdout
-    assert again.stdout.splitlines()[-1] == "gpt-6-sol"
+    assert again.stdout.splitlines()[-1] == "gpt-6-sol sk-mine-0123456789"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
