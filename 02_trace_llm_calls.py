@@ -70,7 +70,7 @@ MANY_QUESTIONS = [
     "How often do leather shoes need wax?",
 ]
 ORDER_QUESTION = "Where is my order A-1042?"
-MISSING_MODEL = "gpt-4o-minni"  # a typing error, as it happens in a deployment
+MISSING_MODEL = "gpt-6-lunna"  # a typing error, as it happens in a deployment
 CHAT = ["Do your shoes run small?", "Is an exchange for another size free?"]
 
 
@@ -241,23 +241,22 @@ def answer_with_tool(client: OpenAI, question: str) -> str:
     arguments are exactly what `look-up-order` below it received.
     """
     get_client().update_current_span(input=question)
+    model = os.environ["OPENAI_MODEL"]
     said: list[Any] = [{"role": "user", "content": question}]
-    for name in ("choose-tool", "write-answer"):
-        response = client.responses.create(
-            name=name,
-            model=os.environ["OPENAI_MODEL"],
-            input=said,
-            tools=TOOLS,
-            max_output_tokens=500,
-        )
-        calls = [item for item in response.output if item.type == "function_call"]
-        if not calls:
-            break
-        said += response.output
-        for call in calls:
-            found = json.dumps(look_up_order(**json.loads(call.arguments)))
-            said.append({"type": "function_call_output", "call_id": call.call_id, "output": found})
-    return str(response.output_text)
+    choice = client.responses.create(
+        name="choose-tool", model=model, input=said, tools=TOOLS, max_output_tokens=500
+    )
+    calls = [item for item in choice.output if item.type == "function_call"]
+    if not calls:
+        return str(choice.output_text)
+    said += choice.output
+    for call in calls:
+        found = json.dumps(look_up_order(**json.loads(call.arguments)))
+        said.append({"type": "function_call_output", "call_id": call.call_id, "output": found})
+    answer = client.responses.create(
+        name="write-answer", model=model, input=said, max_output_tokens=500
+    )
+    return str(answer.output_text)
 
 
 # %% 6. Keep failures and retries apart

@@ -68,7 +68,7 @@ USER_LIMIT = Decimal("0.00034")  # USD a user may spend in a day
 MAX_TOKENS = 500  # of an answer, what the model thinks included
 SORRY = "Sorry, I cannot answer at the moment."
 OWN_MODEL = "shop-topics"  # our own, traced by hand; Langfuse has no price for it
-MISSING_MODEL = "gpt-4o-minni"  # a typing error in the configuration of one feature
+MISSING_MODEL = "gpt-6-lunna"  # a typing error in the configuration of one feature
 COMMON_QUESTIONS = (
     "What does express delivery cost?",
     "How long is the warranty?",
