@@ -455,6 +455,9 @@ def test_a_long_search_says_how_far_it_is(fresh: httpx.Client, tab: Page) -> Non
     expect(tab.locator(".more")).to_have_text(
         re.compile("Looking … 100 traces so far, back to 20 Nov")
     )
+    deadline = time.monotonic() + 30
+    while not held and time.monotonic() < deadline:
+        tab.evaluate("0")  # meanwhile Playwright tells of the request that is held
     held[0].continue_()
     expect(tab.locator("main")).to_contain_text("No trace fits these filters.")
 
