@@ -56,6 +56,8 @@ def connect(*, asks_model: bool = True) -> None:
     before = set_by_connect()  # by an earlier call, or in the process that started this one
     try:
         settings = read_settings()
+        if asks_model and settings["OPENAI_BASE_URL"].value:
+            check_url(settings["OPENAI_BASE_URL"])  # before anything is started
         local_langfuse.reach_directly()
         put, lines = _langfuse(settings, before.get("LANGFUSE_BASE_URL", ""))
         if asks_model:
@@ -127,8 +129,8 @@ def _model(settings: Mapping[str, Setting], known: str) -> tuple[Put, str]:
         said = f"{local_model.label(name)}, because no OPENAI_API_KEY is set"
     else:
         put = {"OPENAI_API_KEY": "none"}  # a server of your own needs no key, but the client does
-        is_ours = url and check_url(settings["OPENAI_BASE_URL"]) and local_model.is_running(url)
-        said = f"{local_model.label(name) if is_ours else name}, at {_shown(url)}"
+        label = local_model.label(name) if local_model.is_running(url) else name
+        said = f"{label}, at {_shown(url)}"
     return put, f"Answers come from {said}."
 
 

@@ -76,6 +76,7 @@ def test_a_mistake_is_one_line_and_exit_2(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # `connect` sets its own
+    monkeypatch.setattr("local_langfuse.start", None)  # it is not to come so far
     with pytest.raises(SystemExit) as ended:
         connect()
     shown = capsys.readouterr()
