@@ -48,6 +48,13 @@ STREAM = """
         return "".join(e.delta for e in events if e.type == "response.output_text.delta")
     print(ask("Boots are warm. Are boots warm?"))
 """
+LANGCHAIN = """
+    from langchain_openai import ChatOpenAI
+    from langfuse.langchain import CallbackHandler
+    model = ChatOpenAI(model=os.environ["OPENAI_MODEL"])
+    asked = "Boots are warm. Are boots warm?"
+    print(model.invoke(asked, {"callbacks": [CallbackHandler()]}).content)
+"""
 HEAD = """
     import os
     from common.client import connect
@@ -66,12 +73,15 @@ def code(*parts: str) -> tuple[str, str]:
     return "-c", "\n".join(map(textwrap.dedent, parts))
 
 
-@pytest.mark.parametrize("body", [SYNC, ASYNC, STREAM], ids=["sync", "async", "stream"])
+BODIES = {"sync": SYNC, "async": ASYNC, "stream": STREAM, "LangChain": LANGCHAIN}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_clients_need_no_argument(body: str, desk: Desk) -> None:
     ran = desk.run(*code(HEAD, body, TAIL))
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "Boots are warm." in ran.stdout
-    assert re.search(r"└─ OpenAI-generation +generation +gpt-6-luna .* \$0\.0000", ran.stdout)
+    assert len(re.findall(r" generation +gpt-6-luna .* \$0\.0000", ran.stdout)) == 1
     assert f"http://127.0.0.1:{desk.port}/project/local/traces/" in ran.stdout
 
 
