@@ -106,6 +106,29 @@ def test_tracing_off_opens_no_socket(lesson: str, desk: Desk, first_run: Ran) ->
         assert line in ran.stdout
 
 
+TWO_SERVERS = """
+import os, socket
+model, other = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+os.environ["OPENAI_BASE_URL"] = "http://127.0.0.1:%d/v1" % model.getsockname()[1]
+socket.create_connection(model.getsockname())
+print(other.getsockname()[1])
+socket.create_connection(other.getsockname())
+"""
+
+
+def test_of_all_sockets_only_the_model_s_is_not_refused(desk: Desk) -> None:
+    refused = desk.folder / "refused"
+    ran = desk.run(
+        "-c",
+        TWO_SERVERS,
+        PYTHONPATH=REFUSING,
+        REFUSE_SOCKETS="all",
+        REFUSED_SOCKETS_FILE=str(refused),
+    )
+    [attempt] = refused.read_text().splitlines()
+    assert attempt.endswith(f"('127.0.0.1', {ran.stdout.strip()})")
+
+
 def test_runs_without_network(lesson: str, desk: Desk, tmp_path: Path) -> None:
     ran = desk.run(
         lesson,
