@@ -139,14 +139,15 @@ def _counts(usage: Any) -> dict[str, int]:
 def cost_by_bucket(model: str, usage: Mapping[str, Any]) -> dict[str, Decimal] | None:
     """Return what each priced bucket of a call costs in USD, and their `total`.
 
-    None where no bucket has a price: the cost is unknown, which is not 0.
+    None where no token has a price: the cost is unknown, which is not 0.
     """
     price, buckets = price_of(model), usage_buckets(usage)
     if price is None:
         return None
     usd = price.per_token(sum(count for name, count in buckets.items() if "input" in name))
     costs = {name: count * usd[name] for name, count in buckets.items() if name in usd}
-    return {**costs, "total": sum(costs.values(), Decimal(0))} if costs else None
+    total = sum(costs.values(), Decimal(0))
+    return {**costs, "total": total} if total or (costs and not any(buckets.values())) else None
 
 
 def cost_of(model: str, usage: Mapping[str, Any]) -> Decimal | None:

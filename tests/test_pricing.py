@@ -194,6 +194,7 @@ def test_names_of_the_same_tokens_cost_the_same_and_openai_s_cache_writes_a_quar
         *((model, {"input": 5}) for model in ("shop-topics", "gpt-4o-mini-tts", "gpt-4", "")),
         *((model, {"input": 5}) for model in ("ft:gpt-4o-mini-2024-07-18:shop::1", "ft:gpt-4o")),
         *(("gpt-4o-mini", usage) for usage in ({}, {"my_bucket": 5}, {"total": 5})),
+        ("gpt-4o-mini", {"input": 0, "output": 0, "input_audio_tokens": 5}),
     ],
 )
 def test_a_cost_that_is_unknown_is_none_and_not_0(model: str, usage: dict[str, Any]) -> None:
