@@ -16,6 +16,8 @@ import openai
 import pytest
 from conftest import Desk, Ran, stored_observations
 
+from common.pricing import price_of
+
 cost = importlib.import_module("04_cost_monitoring")
 LESSON = "04_cost_monitoring.py"
 
@@ -27,10 +29,15 @@ def lesson() -> str:
 
 def test_a_price_that_langfuse_has_otherwise_is_found_and_ends_with_exit_1(desk: Desk) -> None:
     """The ledger and Langfuse price by tables of their own, so one can find the other wrong."""
-    price = {"inputPrice": 0.0000002, "outputPrice": 0.000001, "unit": "TOKENS"}
+    listed = price_of("gpt-6-sol")
+    assert listed is not None
+    usd = {bucket: float(each) for bucket, each in listed.per_token().items()}
+    usd["output"] *= 1.01  # of all its buckets this one alone
+    tier = {"name": "Standard", "isDefault": True, "priority": 0, "conditions": [], "prices": usd}
     with desk.serving() as client:
-        own = {"modelName": "gpt-6-sol", "matchPattern": "^gpt-6-sol$", **price}
-        client.post("/api/public/models", json=own).raise_for_status()
+        own = {"modelName": "gpt-6-sol", "matchPattern": "^gpt-6-sol$", "unit": "TOKENS"}
+        body = {**own, "pricingTiers": [tier]}
+        client.post("/api/public/models", json=body).raise_for_status()
         ran = desk.run(LESSON)
     assert ran.returncode == 1
     assert "do not agree" in ran.stderr
