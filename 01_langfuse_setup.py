@@ -201,7 +201,7 @@ def write_answer(client: OpenAI, question: str, passages: list[str], **parent: s
             {"role": "system", "content": "Answer only from:\n" + "\n".join(passages)},
             {"role": "user", "content": question},
         ],
-        max_completion_tokens=500,  # what a model thinks counts, too
+        max_completion_tokens=500,  # reasoning tokens count too
         **parent,
     )
     return response.choices[0].message.content or ""

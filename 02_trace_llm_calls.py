@@ -7,7 +7,7 @@ Run it:
 
     python 02_trace_llm_calls.py
 
-The traces have these shapes, one a section:
+The traces have these shapes, one per section:
 
     write-answer           generation
 
@@ -90,7 +90,7 @@ def messages_about(question: str) -> list[dict[str, Any]]:
 
 
 def write_answer(client: OpenAI, messages: list[dict[str, Any]], **trace: Any) -> str:
-    """Ask the model. `name` is for Langfuse; all other arguments are OpenAI's own.
+    """Ask the model. `name` and `trace_id` are for Langfuse; all other arguments are OpenAI's own.
 
     In Langfuse: select `write-answer`. The messages are shown as a conversation; under
     usage, cached input tokens are a bucket of their own, at a price of their own.
@@ -99,7 +99,7 @@ def write_answer(client: OpenAI, messages: list[dict[str, Any]], **trace: Any) -
         name="write-answer",
         model=os.environ["OPENAI_MODEL"],
         messages=messages,
-        max_completion_tokens=500,  # what a model thinks counts, too
+        max_completion_tokens=500,  # reasoning tokens count too
         **trace,
     )
     return response.choices[0].message.content or ""
@@ -187,7 +187,7 @@ async def write_answer_async(client: AsyncOpenAI, question: str) -> str:
 async def answer_many(client: AsyncOpenAI, questions: list[str]) -> list[str]:
     """Answer all questions at the same time, in their order.
 
-    In Langfuse: in the timeline of `answer-many` the five bars lie below one another
+    In Langfuse: in the timeline of `answer-many` the five bars are stacked
     and overlap. A staircase would mean that they waited for each other.
     """
     get_client().update_current_span(input=questions)
@@ -263,7 +263,7 @@ def answer_with_tool(client: OpenAI, question: str) -> str:
 #
 # A retry that succeeds hides its failure from the user. Each attempt of your own is a
 # generation of its own, and the failed one carries level and message. What `openai`
-# repeats by itself (429 and 5xx, twice) stays inside one generation, which only gets
+# retries on its own (429 and 5xx, twice) stays inside one generation, which only gets
 # slower; `max_retries=0` on the client hands those failures to you.
 
 

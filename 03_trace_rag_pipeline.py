@@ -369,7 +369,7 @@ def main() -> None:
     for name in saying:
         show_result(name, f"contains {FACT}")
     if "rank-passages" in saying and "write-answer" not in saying:
-        show_line("  write-answer was given it and did not say it: the model, not the search.")
+        show_line("  write-answer had it but left it out: the model, not the search.")
     show_section("How much of each answer stands in its passages")
     grounding = poll(
         lambda: grounding_by_trace(langfuse, ids), until=lambda found: len(found) == len(ids)

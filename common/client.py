@@ -40,9 +40,9 @@ Put = dict[str, str]  # what goes into the environment
 
 
 def connect(*, asks_model: bool = True) -> None:
-    """Set the environment so that `Langfuse()` and `OpenAI()` need no argument; say what holds.
+    """Set the environment so that `Langfuse()` and `OpenAI()` need no argument, and report it.
 
-    Tracing is off with `LANGFUSE_TRACING_ENABLED=false`; it goes to Langfuse with both keys;
+    Traces go nowhere with `LANGFUSE_TRACING_ENABLED=false`; to Langfuse with both keys;
     otherwise to a stand-in on this machine, one that is running with our file or one that is
     started in this process. A local model answers where neither OPENAI_API_KEY nor
     OPENAI_BASE_URL is set, except in a program that says it asks no model. A setting that
@@ -50,7 +50,7 @@ def connect(*, asks_model: bool = True) -> None:
 
     It creates no client. It also counts the spans of the first one, for `show_trace`;
     silences two loggers that would report an error twice; and has the errors of both
-    services told in one line.
+    services printed in one line, by a `sys.excepthook`.
     """
     sys.excepthook = _explain
     before = set_by_connect()  # by an earlier call, or in the process that started this one

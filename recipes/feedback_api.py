@@ -232,7 +232,8 @@ def main() -> None:
         fail(f"Port {port} is taken, or not allowed: choose another one with --port.", 2)
     connect()
     langfuse = Langfuse()
-    show_line(f"Ask at http://127.0.0.1:{listening.getsockname()[1]}/ask. Ctrl-C ends it.")
+    own = listening.getsockname()[1]
+    show_line(f"POST questions to http://127.0.0.1:{own}/ask. Ctrl-C ends it.")
     with suppress(KeyboardInterrupt):
         uvicorn.Server(uvicorn.Config(APP, log_level="warning")).run(sockets=[listening])
     if answered := list(APP.state.answered):
