@@ -1,23 +1,21 @@
-"""See every model call.
+"""See every call of a model.
 
-An application that calls a model is a black box with a bill. Trace each call, and you
-see what was asked, what came back, how long the user waited, what it cost, and who asked.
+An application that calls a model is a black box with a bill. Trace each call, and you see
+what was asked, what came back, how long the user waited, what it cost, and who asked.
 
 Run it:
 
     python 02_trace_llm_calls.py
 
-The traces have these shapes, one per section:
+The traces:
 
     write-answer           generation
 
     classify-question      generation
 
-    stream-answer          generation
+    stream-answer          generation  x 2
 
     answer-many            chain
-      write-answer         generation
-      write-answer         generation
       write-answer         generation
       write-answer         generation
       write-answer         generation
@@ -27,51 +25,39 @@ The traces have these shapes, one per section:
       look-up-order        tool
       write-answer         generation
 
-    answer-with-retry      chain
+    answer-with-fallback   chain
       write-answer         generation
       write-answer         generation
 
     answer-turn            chain       x 2
       write-answer         generation
 
-Try next: take `stream_options` out of `stream_answer`, run again, and look for the
-tokens and the cost of `stream-answer`.
+Try next: take `stream_options` out of `stream_chat`, run again, and look for the tokens
+and the cost of the first `stream-answer`.
 """
 
 import asyncio
 import json
 import os
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import openai
 from langfuse import Langfuse, get_client, observe, propagate_attributes
-from langfuse.api import ObservationV2
 from langfuse.openai import AsyncOpenAI, OpenAI
 
-from common.client import connect, tracing_is_on
-from common.console import (
-    show_answer,
-    show_line,
-    show_pieces,
-    show_result,
-    show_section,
-    show_trace,
-)
-from common.readback import read_trace
+from common.client import connect
+from common.console import end_sections, section, show_answer, show_pieces, show_trace
 from common.retriever import handbook
 
 QUESTION = "Can I return shoes after 20 days?"
-MANY_QUESTIONS = [
-    "How long does standard delivery take?",
-    "What does express delivery cost?",  # the local model gets this wrong: see lesson 3
-    "How long is the warranty?",
-    "How can I pay?",
-    "How often do leather shoes need wax?",
-]
+MANY = ["How can I pay?", "What does express delivery cost?", "How long is the warranty?"]
 ORDER_QUESTION = "Where is my order A-1042?"
 MISSING_MODEL = "gpt-6-lunna"  # a typing error, as it happens in a deployment
 CHAT = ["Do your shoes run small?", "Is an exchange for another size free?"]
+Messages = list[dict[str, Any]]
 
 
 # %% 1. Change one import, and every call is traced
@@ -80,79 +66,65 @@ CHAT = ["Do your shoes run small?", "Is an exchange for another size free?"]
 # and its errors stay what they were; model, messages, tokens and cost are recorded.
 
 
-def messages_about(question: str) -> list[dict[str, Any]]:
-    """Return the chat that asks for an answer from the shop's handbook."""
-    instruction = "Answer in one sentence, only from these passages:\n"
-    return [
-        {"role": "system", "content": instruction + "\n".join(handbook())},
-        {"role": "user", "content": question},
-    ]
+def messages_about(question: str) -> Messages:
+    """Return a chat that asks for an answer from the shop's handbook."""
+    told = "Answer in one sentence, only from these passages:\n" + "\n".join(handbook())
+    return [{"role": "system", "content": told}, {"role": "user", "content": question}]
 
 
-def write_answer(client: OpenAI, messages: list[dict[str, Any]], **trace: Any) -> str:
-    """Ask the model. `name` and `trace_id` are for Langfuse; all other arguments are OpenAI's own.
+def write_answer(client: OpenAI, messages: Messages, model: str = "") -> str:
+    """Ask the model. `name` is for Langfuse; every other argument is OpenAI's own.
 
-    In Langfuse: select `write-answer`. The messages are shown as a conversation; under
-    usage, cached input tokens are a bucket of their own, at a price of their own.
+    In Langfuse: select `write-answer`. You see the messages, the answer, tokens and cost.
     """
     response = client.chat.completions.create(
         name="write-answer",
-        model=os.environ["OPENAI_MODEL"],
+        model=model or os.environ["OPENAI_MODEL"],
         messages=messages,
-        max_completion_tokens=500,  # reasoning tokens count too
-        **trace,
+        max_completion_tokens=500,  # includes what the model thinks before it answers
     )
     return response.choices[0].message.content or ""
 
 
 # %% 2. Trace any other model by hand
 #
-# For a model without a wrapper, such as this word list that sorts questions, say yourself
-# what a wrapper would have said. Langfuse has no price for it, so the cost is given too,
-# with its `total`: Langfuse adds that up by itself from `input` and `output` only.
+# No wrapper fits this word list, so say yourself what a wrapper would have said. Langfuse
+# has no price for it: give the cost as well, with its `total`.
 
-USD_PER_WORD = 0.000_000_4  # what our own server costs us for each word that it reads
+USD_PER_WORD = 0.000_000_4  # what our own server costs us per word
 TOPICS = {"returns": ("return", "refund"), "delivery": ("deliver", "order", "arrive")}
 
 
-def classify_question(question: str, trace_id: str) -> str:
+def classify_question(question: str) -> str:
     """Sort a question into a topic, traced as a call of our own model.
 
-    In Langfuse: select `classify-question`. Model, parameters, usage and cost look just
-    like those of a wrapped call, and the dashboards count them together.
+    In Langfuse: select `classify-question`. It has a model, usage and a cost like any other
+    call, and the dashboards include it.
     """
     with get_client().start_as_current_observation(
-        name="classify-question",
-        as_type="generation",
-        model="shop-topics",
-        model_parameters={"fallback": "other"},
-        input=question,
-        trace_context={"trace_id": trace_id},
+        name="classify-question", as_type="generation", model="shop-topics", input=question
     ) as generation:
-        asked = question.lower()
-        found = (topic for topic, words in TOPICS.items() if any(w in asked for w in words))
-        topic = next(found, "other")
-        words_read = len(question.split())
-        cost = words_read * USD_PER_WORD
-        generation.update(
-            output=topic,
-            usage_details={"input": words_read, "output": 1},
-            cost_details={"input": cost, "total": cost},
-        )
+        found = [topic for topic, signs in TOPICS.items() if any(s in question for s in signs)]
+        topic = found[0] if found else "other"
+        words = len(question.split())
+        cost = {"input": words * USD_PER_WORD, "total": words * USD_PER_WORD}
+        usage = {"input": words, "output": 1}
+        generation.update(output=topic, usage_details=usage, cost_details=cost)
     return topic
 
 
-# %% 3. Stream, and measure how long the user stares at nothing
+# %% 3. Stream, and measure time to first token
 #
-# A streamed answer feels fast when its first word comes early, however long the rest
-# takes. The wrapper notes the moment of the first chunk. The last chunk has no choices.
+# A streamed answer feels fast when its first word comes early, and the wrapper notes when
+# that was. OpenAI's two APIs stream differently: chat sends usage only if you ask for it,
+# in a last chunk that has no choices.
 
 
-def stream_answer(client: OpenAI, question: str, trace_id: str) -> Iterator[str]:
-    """Yield an answer piece by piece, as the model writes it.
+def stream_chat(client: OpenAI, question: str) -> Iterator[str]:
+    """Yield an answer piece by piece, from Chat Completions.
 
-    In Langfuse: select `stream-answer` and compare the time to first token with the
-    latency. The first is what the user waits for.
+    In Langfuse: select `stream-answer`, and compare time to first token with the latency.
+    The first is how long the user saw nothing.
     """
     stream = client.chat.completions.create(
         name="stream-answer",
@@ -161,143 +133,152 @@ def stream_answer(client: OpenAI, question: str, trace_id: str) -> Iterator[str]
         stream=True,
         stream_options={"include_usage": True},
         max_completion_tokens=500,
-        trace_id=trace_id,
     )
-    yield from (chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    for chunk in islice(stream, 5_000):  # not every server stops at the limit
+        if chunk.choices:
+            yield chunk.choices[0].delta.content or ""
+
+
+def stream_response(client: OpenAI, question: str) -> Iterator[str]:
+    """Yield an answer piece by piece, from the Responses API: usage comes without asking."""
+    stream = client.responses.create(
+        name="stream-answer",
+        model=os.environ["OPENAI_MODEL"],
+        input=messages_about(question),
+        stream=True,
+        max_output_tokens=500,
+    )
+    for event in islice(stream, 5_000):
+        if event.type == "response.output_text.delta":
+            yield event.delta
 
 
 # %% 4. Ask many at once
 #
-# With asyncio the calls wait for the model together. Each task inherits the current
-# observation from where it was started, so all five land under the same parent.
+# With asyncio the calls wait for the model together. Each task knows the observation that
+# was current when it was made, so all three become children of the same parent.
 
 
-async def write_answer_async(client: AsyncOpenAI, question: str) -> str:
-    """Ask the model once; the same call as `write_answer`, awaited."""
-    response = await client.chat.completions.create(
-        name="write-answer",
-        model=os.environ["OPENAI_MODEL"],
-        messages=messages_about(question),
-        max_completion_tokens=500,
-    )
-    return response.choices[0].message.content or ""
+@observe(name="answer-many", as_type="chain")
+async def answer_many(questions: list[str]) -> list[str]:
+    """Answer all questions at the same time; the answers keep the order of the questions.
 
-
-@observe(name="answer-many", as_type="chain", capture_input=False)
-async def answer_many(client: AsyncOpenAI, questions: list[str]) -> list[str]:
-    """Answer all questions at the same time, in their order.
-
-    In Langfuse: in the timeline of `answer-many` the five bars are stacked
-    and overlap. A staircase would mean that they waited for each other.
+    In Langfuse: select `answer-many` and switch to the timeline. The three bars overlap;
+    a staircase would mean that they waited for each other.
     """
-    get_client().update_current_span(input=questions)
-    return await asyncio.gather(*(write_answer_async(client, each) for each in questions))
-
-
-def wall_and_sum(observations: Iterable[ObservationV2]) -> tuple[float, float]:
-    """Return the stored duration of the root, and the sum of its generations, in seconds.
-
-    The sum is what the calls would have taken one after the other.
-    """
-    seconds = {"wall": 0.0, "sum": 0.0}
-    for node in observations:
-        seconds["wall" if node.is_root_observation else "sum"] += node.latency or 0
-    return seconds["wall"], seconds["sum"]
+    async with AsyncOpenAI() as client:
+        calls = [
+            client.chat.completions.create(
+                name="write-answer",
+                model=os.environ["OPENAI_MODEL"],
+                messages=messages_about(question),
+                max_completion_tokens=500,
+            )
+            for question in questions
+        ]
+        return [each.choices[0].message.content or "" for each in await asyncio.gather(*calls)]
 
 
 # %% 5. Let the model call a tool
 #
-# The model only asks for a tool; your code runs it. Trace it beside the generation that
-# asked, and a wrong answer shows at once whether the question to the tool was wrong,
-# the tool's answer, or what the model made of it.
+# The model only asks for a tool; your code runs it. Some models ask for tools that do not
+# exist, or send arguments that do not fit. Let the model read the error like any result,
+# and it can still answer. Today's models take tools through the Responses API.
 
 ORDERS = {"A-1042": {"status": "shipped", "arrives": "Thursday"}}
-TOOLS: list[dict[str, Any]] = [
+TOOLS = [
     {
         "type": "function",
         "name": "look_up_order",
         "description": "Find out where an order is.",
-        "parameters": {
-            "type": "object",
-            "properties": {"order_id": {"type": "string"}},
-            "required": ["order_id"],
-        },
+        "parameters": {"type": "object", "properties": {"order_id": {"type": "string"}}},
     }
 ]
 
 
-@observe(name="look-up-order", as_type="tool", capture_input=False)
 def look_up_order(order_id: str) -> dict[str, str]:
     """Return what is known about an order."""
-    get_client().update_current_span(input={"order_id": order_id})
     return ORDERS.get(order_id, {"status": "not found"})
+
+
+FUNCTIONS: dict[str, Callable[..., dict[str, str]]] = {"look_up_order": look_up_order}
+
+
+def run_tool(name: str, arguments: str) -> dict[str, str]:
+    """Run the tool a model asked for; its mistakes become an answer that it can read.
+
+    In Langfuse: select `look-up-order`. Its input is what the model wrote, and its status is
+    ERROR if that did not fit. Its name is ours: a model may write anything.
+    """
+    known = name.replace("_", "-") if name in FUNCTIONS else "unknown-tool"
+    with get_client().start_as_current_observation(
+        name=known, as_type="tool", input={"name": name, "arguments": arguments}
+    ) as tool:
+        try:
+            found = FUNCTIONS[name](**json.loads(arguments))
+        except (KeyError, TypeError, ValueError) as error:
+            found = {"error": repr(error)}
+            tool.update(level="ERROR", status_message=repr(error))
+        tool.update(output=found)
+    return found
 
 
 @observe(name="answer-with-tool", as_type="agent", capture_input=False)
 def answer_with_tool(client: OpenAI, question: str) -> str:
-    """Let the model decide, run the tools that it asks for, and let it answer.
+    """Let the model choose a tool, run it, and let the model answer.
 
-    In Langfuse: select `choose-tool`. Its output is the request, not an answer; the
-    arguments are exactly what `look-up-order` below it received.
+    In Langfuse: read the children from the top. A wrong answer comes from what the model
+    asked for, from what the tool returned, or from what the model made of that.
     """
     get_client().update_current_span(input=question)
-    model = os.environ["OPENAI_MODEL"]
+    asked: dict[str, Any] = {"model": os.environ["OPENAI_MODEL"], "max_output_tokens": 500}
     said: list[Any] = [{"role": "user", "content": question}]
-    choice = client.responses.create(
-        name="choose-tool", model=model, input=said, tools=TOOLS, max_output_tokens=500
-    )
+    choice = client.responses.create(name="choose-tool", input=said, tools=TOOLS, **asked)
     calls = [item for item in choice.output if item.type == "function_call"]
     if not calls:
         return str(choice.output_text)
     said += choice.output
     for call in calls:
-        found = json.dumps(look_up_order(**json.loads(call.arguments)))
+        found = json.dumps(run_tool(call.name, call.arguments))
         said.append({"type": "function_call_output", "call_id": call.call_id, "output": found})
-    answer = client.responses.create(
-        name="write-answer", model=model, input=said, max_output_tokens=500
-    )
+    answer = client.responses.create(name="write-answer", input=said, **asked)
     return str(answer.output_text)
 
 
-# %% 6. Keep failures and retries apart
+# %% 6. Show failures, even where the user sees none
 #
-# A retry that succeeds hides its failure from the user. Each attempt of your own is a
-# generation of its own, and the failed one carries level and message. What `openai`
-# retries on its own (429 and 5xx, twice) stays inside one generation, which only gets
-# slower; `max_retries=0` on the client hands those failures to you.
+# When a second model steps in, nobody notices that the first one failed. The trace does:
+# each attempt is a generation. What `openai` retries by itself stays in one generation. By
+# default it tries three times and waits ten minutes each time; `OpenAI(timeout=…,
+# max_retries=…)` in `main` says how long a user may have to wait.
 
 
-@observe(name="answer-with-retry", as_type="chain", capture_input=False)
-def answer_with_retry(client: OpenAI, question: str, models: list[str]) -> str:
-    """Try one model after the other until one of them exists.
+@observe(name="answer-with-fallback", as_type="chain", capture_input=False)
+def answer_with_fallback(client: OpenAI, question: str, models: list[str]) -> str:
+    """Ask one model after the other until one answers.
 
-    In Langfuse: filter by level ERROR. The failed `write-answer` shows the service's
-    message; beside it stands the generation that answered instead.
+    In Langfuse: clear the filter "Is Root Observation" and set Status to ERROR. You find the
+    failed `write-answer` with the error; its trace shows which model answered instead.
     """
     get_client().update_current_span(input=question)
     for model in models:
         try:
-            response = client.chat.completions.create(
-                name="write-answer",
-                model=model,
-                messages=messages_about(question),
-                max_completion_tokens=500,
-            )
-        except openai.NotFoundError:
+            return write_answer(client, messages_about(question), model)
+        except openai.OpenAIError:
             continue
-        return response.choices[0].message.content or ""
+    get_client().update_current_span(level="ERROR", status_message=f"no answer from {models}")
     return "Sorry, I cannot answer at the moment."
 
 
 # %% 7. Say who asked, and in which conversation
 #
-# A trace is one turn. A session joins the turns of one conversation, a user those of one
-# person, and tags and metadata what you want to filter and group by. Open the block
-# before the first child: what was started earlier does not get the attributes.
+# A trace is one turn of a conversation, a session is all of it, and a user is the person.
+# Tags and metadata are what you will filter by: a feature flag, the variant that this user
+# was given, the customer's tier. Open the block first: it reaches only what starts in it.
 
 
 @observe(name="answer-turn", as_type="chain", capture_input=False)
-def answer_turn(client: OpenAI, messages: list[dict[str, Any]]) -> str:
+def answer_turn(client: OpenAI, messages: Messages) -> str:
     """Answer the last message of a conversation.
 
     In Langfuse: open Sessions and select the session. You read the conversation turn by
@@ -307,88 +288,59 @@ def answer_turn(client: OpenAI, messages: list[dict[str, Any]]) -> str:
     return write_answer(client, messages)
 
 
-def hold_conversation(client: OpenAI, questions: list[str], trace_ids: list[str]) -> list[str]:
-    """Answer the questions in turn, each in a trace of its own, all in one session."""
+def hold_conversation(client: OpenAI, session_id: str, questions: list[str]) -> list[str]:
+    """Answer a customer's questions in turn: one trace per turn, all in one session.
+
+    In Langfuse: filter Tracing by the metadata key `tier`, or by the tag `channel:web`.
+    """
     messages = messages_about("")[:1]
-    answers = []
     with propagate_attributes(
         user_id="customer-17",
-        session_id=f"chat-{trace_ids[0][:8]}",
+        session_id=session_id,
         tags=["team:support", "channel:web"],
-        metadata={"shop": "rotterdam"},
+        metadata={"flag_short_answers": "on", "variant": "b", "tier": "gold"},
         version="prompt-3",
     ):
-        for question, trace_id in zip(questions, trace_ids, strict=True):
+        for question in questions:
             messages.append({"role": "user", "content": question})
-            answers.append(answer_turn(client, messages, langfuse_trace_id=trace_id))
-            messages.append({"role": "assistant", "content": answers[-1]})
-    return answers
-
-
-def who_asked(observations: Iterable[ObservationV2]) -> list[tuple[str, object]]:
-    """Return what is stored at the root of a turn about its circumstances.
-
-    In Langfuse: all of these are filters. Environment and release come from
-    `LANGFUSE_TRACING_ENVIRONMENT` and `LANGFUSE_RELEASE`, the rest from the block above.
-    """
-    for root in observations:
-        if root.is_root_observation:
-            return [
-                ("user", root.user_id),
-                ("session", root.session_id),
-                ("tags", ", ".join(root.tags or [])),
-                ("metadata", f"shop: {(root.metadata or {}).get('shop')}"),
-                ("environment", root.environment),
-                ("release", root.release),
-                ("version", root.version),
-            ]
-    return []
-
-
-async def ask_many(questions: list[str], trace_id: str) -> list[str]:
-    """Open an asynchronous client for as long as the questions take."""
-    async with AsyncOpenAI(timeout=60) as client:
-        return await answer_many(client, questions, langfuse_trace_id=trace_id)
+            messages.append({"role": "assistant", "content": answer_turn(client, messages)})
+    return [message["content"] for message in messages[2::2]]
 
 
 def main() -> None:
-    """Seven ways to call a model; then each trace, drawn as it was stored."""
+    """Run the sections in order; one that fails says so, and the others still run."""
     connect()
-    langfuse, client = Langfuse(), OpenAI(timeout=60)
-    ids = [langfuse.create_trace_id() for _ in range(8)]
-
-    show_section("1. Change one import, and every call is traced")
-    show_answer(QUESTION, write_answer(client, messages_about(QUESTION), trace_id=ids[0]))
-    show_section("2. Trace any other model by hand")
-    show_answer(QUESTION, classify_question(QUESTION, ids[1]))
-    show_section("3. Stream, and measure how long the user stares at nothing")
-    show_line(f"  {QUESTION}", "bold")
-    show_pieces(stream_answer(client, QUESTION, ids[2]))
-    show_section("4. Ask many at once")
-    many = asyncio.run(ask_many(MANY_QUESTIONS, ids[3]))
-    for question, answer in zip(MANY_QUESTIONS, many, strict=True):
-        show_answer(question, answer)
-    show_section("5. Let the model call a tool")
-    show_answer(ORDER_QUESTION, answer_with_tool(client, ORDER_QUESTION, langfuse_trace_id=ids[4]))
-    show_section("6. Keep failures and retries apart")
-    models = [MISSING_MODEL, os.environ["OPENAI_MODEL"]]
-    show_answer(QUESTION, answer_with_retry(client, QUESTION, models, langfuse_trace_id=ids[5]))
-    show_section("7. Say who asked, and in which conversation")
-    for question, answer in zip(CHAT, hold_conversation(client, CHAT, ids[6:]), strict=True):
-        show_answer(question, answer)
-
-    langfuse.flush()  # hand over what is waiting before anyone looks
-    if tracing_is_on():
-        show_section("What was stored, section by section")
-        for trace_id in ids[:4]:
-            show_trace(trace_id)
-        wall, total = wall_and_sum(read_trace(langfuse, ids[3]))
-        show_result("answer-many took", f"{wall:.3f} s; its five calls add up to {total:.3f} s")
-        for trace_id in ids[4:7]:
-            show_trace(trace_id)
-        for name, value in who_asked(read_trace(langfuse, ids[6])):
-            show_result(name, value)
-        show_trace(ids[7])
+    Langfuse()
+    client = OpenAI(timeout=60, max_retries=1)
+    with section("1. Change one import, and every call is traced"):
+        show_answer(QUESTION, write_answer(OpenAI(), messages_about(QUESTION)))
+        show_trace()
+    with section("2. Trace any other model by hand"):
+        show_answer(QUESTION, classify_question(QUESTION))
+        show_trace()
+    with section("3. Stream, and measure time to first token: Chat Completions"):
+        show_pieces(stream_chat(client, QUESTION))
+        show_trace()
+    with section("   The same from the Responses API"):
+        show_pieces(stream_response(client, QUESTION))
+        show_trace()
+    with section("4. Ask many at once"):
+        for question, answer in zip(MANY, asyncio.run(answer_many(MANY)), strict=True):
+            show_answer(question, answer)
+        show_trace()
+    with section("5. Let the model call a tool"):
+        show_answer(ORDER_QUESTION, answer_with_tool(client, ORDER_QUESTION))
+        show_trace()
+    with section("6. Show failures, even where the user sees none"):
+        models = [MISSING_MODEL, os.environ["OPENAI_MODEL"]]
+        show_answer(QUESTION, answer_with_fallback(client, QUESTION, models))
+        show_trace()
+    with section("7. Say who asked, and in which conversation"):
+        answers = hold_conversation(client, f"chat-{uuid.uuid4().hex[:8]}", CHAT)
+        for question, answer in zip(CHAT, answers, strict=True):
+            show_answer(question, answer)
+        show_trace()
+    end_sections()
 
 
 if __name__ == "__main__":

@@ -5,12 +5,10 @@ import json
 import logging
 import os
 import sys
-import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
-from urllib.parse import urlsplit
 
 import httpx
 from langfuse.api.core import ApiError
@@ -18,8 +16,9 @@ from langfuse.api.core import ApiError
 import local_langfuse
 import local_model
 from common.console import fail, links, show_line
+from common.errors import explain, without_password
 from common.pricing import price_of
-from common.readback import NotStoredError, count_spans, loss
+from common.readback import count_spans, sent_count
 from common.settings import (
     MARK,
     TOP,
@@ -130,45 +129,21 @@ def _model(settings: Mapping[str, Setting], known: str) -> tuple[Put, str]:
     else:
         put = {"OPENAI_API_KEY": "none"}  # a server of your own needs no key, but the client does
         label = local_model.label(name) if local_model.is_running(url) else name
-        said = f"{label}, at {_shown(url)}"
+        said = f"{label}, at {without_password(url or 'https://api.openai.com/v1')}"
     return put, f"Answers come from {said}."
 
 
-def _shown(url: str) -> str:
-    """Return the address of the model's service, without a user's name and password."""
-    parts = urlsplit(url or "https://api.openai.com/v1")
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def explain_failure(error: BaseException) -> str:
-    """Return in one line why a model did not answer, and what to check; without the key."""
-    import openai  # noqa: PLC0415  a program that asks no model need not wait for it
-
-    said, key = str(error), os.environ.get("OPENAI_API_KEY", "")
-    if isinstance(error, openai.APIConnectionError):
-        shown = _shown(os.environ.get("OPENAI_BASE_URL", ""))
-        cause = str(error.__cause__ or error).rstrip(".")
-        said = f"{shown} cannot be reached: {cause}. Check OPENAI_BASE_URL."
-    elif isinstance(error, openai.APIStatusError):
-        told = textwrap.shorten(error.message, 300, placeholder=" …")  # a proxy answers with a page
-        said = f"{told} Check OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL."
-    return " ".join((said.replace(key, masked(key)) if len(key) > 4 else said).split())
-
-
 def _is_news(record: logging.LogRecord) -> bool:
-    raised = type(record.msg).__module__.startswith("openai")
-    return not (raised or "Failed to send" in str(record.msg))
+    return not (isinstance(record.msg, BaseException) or "Failed to send" in str(record.msg))
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Say in one line what a service refused; show any other error in full."""
+    """Say in one line what a service did wrong; show any other error in full."""
     if isinstance(error, KeyboardInterrupt):
         fail("Stopped.", 130)
-    if isinstance(error, NotStoredError):
-        fail(str(error), 1)
-    if isinstance(error, httpx.HTTPError | ApiError):  # openai has errors of its own
-        fail(loss(error), 1)
-    names = {each.__name__ for each in kind.__mro__ if each.__module__.startswith("openai")}
-    if names & {"APIConnectionError", "APIStatusError"}:
-        fail(explain_failure(error), 1)
-    sys.__excepthook__(kind, error, trace)
+    if not (said := explain(error)):
+        sys.__excepthook__(kind, error, trace)
+    elif isinstance(error, httpx.HTTPError | ApiError) and sent_count():
+        fail(f"{said} {sent_count()} observations of this run may be lost.", 1)
+    else:
+        fail(said, 1)

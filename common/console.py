@@ -2,8 +2,10 @@
 
 import io
 import sys
+import textwrap
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import NoReturn
 
@@ -14,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from common.errors import NotStoredError, explain
 from common.readback import last_trace_id, read_trace, sent_count
 
 # Piped output has no width of its own: 120 columns keep a tree on one line per node.
@@ -23,6 +26,8 @@ _out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 links: list[str] = []  # what was printed to be opened in a browser
+_failed: list[str] = []  # the titles of sections that ended with an error
+_last = {"line": "", "trace": ""}  # what was printed, and what was drawn
 
 # Control characters, but for tab and line break: a terminal obeys them.
 _STEERING = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
@@ -35,12 +40,43 @@ def _plain(text: object, style: str = "") -> Text:
 def show_line(text: str, style: str = "") -> None:
     """Print one line of text as it is."""
     _out.print(_plain(text, style), soft_wrap=True)
+    _last["line"] = text
+
+
+def _gap() -> None:
+    """Print an empty line where there is none yet."""
+    if _last["line"]:
+        show_line("")
 
 
 def show_section(title: str) -> None:
     """Print the heading of the next section."""
-    _out.print()
-    _out.print(_plain(title, "bold cyan"))
+    _gap()
+    show_line(title, "bold cyan")
+
+
+@contextmanager
+def section(title: str) -> Iterator[None]:
+    """Print a heading; where the block fails, say why, draw what was stored, and go on.
+
+    `end_sections()` gives the program its exit status.
+    """
+    show_section(title)
+    try:
+        yield
+    except Exception as error:
+        said = explain(error)
+        if not said or isinstance(error, NotStoredError):
+            raise
+        _failed.append(title.strip())
+        show_line(f"  Failed: {said}", "red")
+        show_trace()
+
+
+def end_sections() -> None:
+    """End the program with exit status 1 where a section failed."""
+    if _failed:
+        fail(f"{len(_failed)} of the sections failed: {'; '.join(_failed)}.", 1)
 
 
 def show_result(label: str, text: object) -> None:
@@ -50,8 +86,10 @@ def show_result(label: str, text: object) -> None:
 
 def show_answer(question: str, answer: str) -> None:
     """Print a question and, below it, its answer."""
+    if _last["line"].startswith("  http"):
+        show_line("")
     show_line(f"  {question}", "bold")
-    show_line(f"    {answer}")
+    show_line(textwrap.indent(answer, "    "))
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -60,8 +98,9 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(_plain, row))
+        table.add_row(*(_plain(textwrap.shorten(str(each), 160, placeholder=" …")) for each in row))
     _out.print(table)
+    _last["line"] = "table"
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -75,11 +114,12 @@ def show_pieces(pieces: Iterable[str]) -> None:
     indent = "    "
     try:
         for piece in pieces:
-            _out.print(_plain(indent + piece), end="", soft_wrap=True)
+            _out.print(_plain(indent + piece.replace("\n", "\n    ")), end="", soft_wrap=True)
             indent = ""
     finally:
         if not indent:
-            _out.print()
+            show_line("")
+            _last["line"] = "pieces"
 
 
 @contextmanager
@@ -92,9 +132,18 @@ def progress(text: str, total: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """Show a spinner with this text while the block runs; nothing when output is piped."""
-    with _out.status(Text(text)) if _out.is_terminal else nullcontext():
+    """Say what the program is waiting for: at once in a terminal, else after 3 seconds."""
+    if _out.is_terminal:
+        with _out.status(Text(text)):
+            yield
+        return
+    late = threading.Timer(3, show_line, [f"  {text} …"])
+    late.daemon = True
+    late.start()
+    try:
         yield
+    finally:
+        late.cancel()
 
 
 def show_trace(trace_id: str = "") -> None:
@@ -103,10 +152,11 @@ def show_trace(trace_id: str = "") -> None:
     Without an id it is the trace that ended last. Raises `NotStoredError` when it cannot be
     read back; uncaught, that ends the program with one line on stderr and exit status 1.
     """
-    langfuse, trace_id = get_client(), trace_id or last_trace_id()
-    if not sent_count(trace_id):
+    langfuse, given, trace_id = get_client(), trace_id, trace_id or last_trace_id()
+    if not sent_count(trace_id) or (trace_id == _last["trace"] and not given):
         show_line("  No trace: tracing is off, or LANGFUSE_SAMPLE_RATE left it out.", "dim")
         return
+    _last["trace"] = trace_id
     with waiting("Reading the trace back"):
         langfuse.flush()
         stored = read_trace(langfuse, trace_id)

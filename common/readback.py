@@ -5,21 +5,17 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import httpx
 from langfuse import Langfuse
 from langfuse.api import ObservationV2
-from langfuse.api.core import ApiError
 from langfuse.span_filter import is_default_export_span
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
+from common.errors import NotStoredError
+
 FIELDS = "core,basic,time,io,metadata,model,usage,prompt,metrics,trace_context"
 REMEMBERED = 10_000  # traces
 T = TypeVar("T")
-
-
-class NotStoredError(Exception):
-    """What was sent cannot be read back; the message says what is lost and what to do."""
 
 
 class _SentSpans(SpanProcessor):
@@ -65,9 +61,9 @@ def count_spans() -> None:
     _sent.join(trace.get_tracer_provider())
 
 
-def sent_count(trace_id: str) -> int:
-    """Return how many observations of this trace the SDK was given to send."""
-    return _sent.by_trace.get(trace_id, 0)
+def sent_count(trace_id: str = "") -> int:
+    """Return how many observations of a trace, or of all, the SDK was given to send."""
+    return _sent.by_trace.get(trace_id, 0) if trace_id else _sent.total
 
 
 def last_trace_id() -> str:
@@ -100,24 +96,7 @@ def read_trace(langfuse: Langfuse, trace_id: str, seconds: float = 30) -> list[O
         get = langfuse.api.observations.get_many
         return list(get(trace_id=trace_id, fields=FIELDS, limit=1000).data)
 
-    try:
-        stored = poll(read, until=lambda rows: len(rows) >= sent, seconds=seconds)
-    except (httpx.HTTPError, ApiError) as error:
-        raise NotStoredError(loss(error)) from error
+    stored = poll(read, until=lambda rows: len(rows) >= sent, seconds=seconds)
     if len(stored) < sent:
         raise NotStoredError(f"Only {len(stored)} of {sent} observations can be read back.")
     return sorted(stored, key=lambda o: (o.start_time, not o.is_root_observation))
-
-
-def loss(error: httpx.HTTPError | ApiError) -> str:
-    """Return in one line what a failed request to Langfuse means for this run."""
-    if not isinstance(error, ApiError):
-        return (
-            f"Not stored: Langfuse cannot be reached ({error}); {_sent.total} observations of "
-            "this run are lost. Check LANGFUSE_BASE_URL, or unset both keys to stay local."
-        )
-    check = "both keys" if error.status_code in (401, 403) else "LANGFUSE_BASE_URL"
-    return (
-        f"Langfuse answered {error.status_code}; {_sent.total} observations of this run may be "
-        f"lost. Check {check}."
-    )

@@ -35,7 +35,8 @@ from langfuse import Langfuse, get_client, observe, propagate_attributes
 from langfuse.openai import OpenAI
 
 from common import console
-from common.client import connect, explain_failure
+from common.client import connect
+from common.errors import explain
 from common.readback import sent_count
 from common.retriever import handbook
 
@@ -226,7 +227,7 @@ def main() -> None:
                 try:
                     take_turn(client, conversations[-1], line, console.show_pieces)
                 except (openai.OpenAIError, ValueError) as error:
-                    console.show_line(f"    No answer: {explain_failure(error)}", "red")
+                    console.show_line(f"    No answer: {explain(error) or error}", "red")
     console.show_line("\nGoodbye.")  # on a line of its own: the terminal has written ^C
     langfuse.flush()  # hand over what is waiting before anyone opens the links
     for conversation in conversations:

@@ -46,7 +46,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.client import connect, tracing_is_on
 from common.console import fail, show_line, show_link
-from common.readback import NotStoredError, sent_count
+from common.errors import NotStoredError
+from common.readback import sent_count
 from common.retriever import search
 from common.settings import read_settings
 from recipes import Arguments
