@@ -1,18 +1,17 @@
 """Find the step that went wrong.
 
-A wrong answer does not say which step was at fault: the query that was searched for, the
-search that missed the passage, or the model that misread it. Trace every step with its
-type, and the trace says; ask the API, and it says so for all traces at once.
+A wrong answer does not say where it went wrong: in the query, in the search, or in the
+model that read what was found. Trace every step, and you see which one it was.
 
 Run it:
 
     python 03_trace_rag_pipeline.py
 
-The traces have these shapes:
+The traces:
 
     embed-handbook           embedding
 
-    answer-from-handbook     chain       x 5
+    answer-from-handbook     chain       x 3
       rewrite-query          generation
       find-passages          retriever
         search-by-words      retriever
@@ -27,264 +26,237 @@ The traces have these shapes:
       find-passages          retriever
         search-archive       retriever
 
-Try next: set PASSAGES_KEPT to 1 and run again. The answer about exchanges changes: find
-the passage it needs in the output of the searches, and the step that dropped it.
+Try next: set PASSAGES_KEPT to 0 and run again. Section 4 now blames another step.
 """
 
 import contextvars
 import json
 import os
 import sqlite3
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from operator import mul
+from typing import Any
 
-import httpx
 from langfuse import Langfuse, get_client, observe, propagate_attributes
-from langfuse.api import ObservationV2
-from langfuse.api.core import ApiError
 from langfuse.model import TextPromptClient
 from langfuse.openai import OpenAI
 
 from common.client import connect, tracing_is_on
 from common.console import show_answer, show_line, show_result, show_section, show_trace
-from common.readback import poll, read_trace
+from common.readback import last_trace_id, poll
 from common.retriever import handbook, search, words
 
-QUESTIONS = [
-    "Hello, I bought shoes 20 days ago. Can I return them unworn?",
-    "What does express delivery cost, please?",
-    "Is delivery of an exchange free?",
-    "My leather shoes are wet. May I dry them on a radiator?",
-    "Do you repair bicycles?",  # the handbook does not cover this
-]
-FACT = "12 euros"  # what the second answer should say
+QUESTION = "Hello, I bought shoes 20 days ago. Can I return them unworn?"
+NOT_COVERED = "Do you repair bicycles?"
+MISREAD = "What does express delivery cost, please?"
+FACT = "12 euros"  # what its answer should say
 PASSAGES_KEPT = 3
+Found = dict[str, list[str]]  # {"passages": [...]}: Langfuse formats an object, not a bare list
+Search = Callable[[str], Found]
+Prompt = TextPromptClient | None  # None: tracing is off, so Langfuse is not asked
+
+
+# %% 1. Keep the prompt in Langfuse, and a copy in the code
+#
+# A prompt in Langfuse changes without a deployment, and its config with it: the model it was
+# written for, and a limit. A label says which version is in use, and can be moved.
+
 PROMPT_NAME = "answer-from-handbook"
 PROMPT = """\
 Answer in one sentence, only from the passages below.
 If the passages do not answer the question, say "The handbook does not say."
 
 {{passages}}"""
-Vector = list[float]
-Search = Callable[[str], list[str]]
 
 
-# %% 1. Keep the prompt in Langfuse, and a copy in the code
+def create_versions(langfuse: Langfuse, model: str) -> None:
+    """Create a version for production and one for staging, unless this model has them.
+
+    In Langfuse: open Prompts. Move the label `production` to the other version, and the
+    next run answers with that one.
+    """
+    stored = langfuse.api.prompts.list(name=PROMPT_NAME, label="production").data
+    if stored and stored[0].last_config.get("model") == model:
+        return
+    config = {"model": model, "max_completion_tokens": 500}
+    for label, text in (("production", PROMPT), ("staging", f"Be brief. {PROMPT}")):
+        langfuse.create_prompt(name=PROMPT_NAME, prompt=text, labels=[label], config=config)
+
+
+def load_prompt(langfuse: Langfuse, **which: Any) -> TextPromptClient:
+    """Return production, or `label="staging"`, or `version=1`; without Langfuse, the copy."""
+    return langfuse.get_prompt(PROMPT_NAME, fallback=PROMPT, **which)
+
+
+# %% 2. Give every step a type, and search in threads
 #
-# A prompt that lives in Langfuse can be changed without a deployment, and every answer
-# says which version wrote it. The copy here creates the first version, and answers when
-# Langfuse cannot be asked.
+# Types are filters: all retrievers, all embeddings. A thread of a pool does not know which
+# observation is current, so what it traces starts a trace of its own. In a copy of your
+# context it stays in yours.
 
 
-def load_prompt(langfuse: Langfuse) -> TextPromptClient | None:
-    """Return the version labelled `production`, creating it if there is none.
-
-    In Langfuse: open Prompts. Move the label `production` to another version, and the
-    next run uses it. With tracing off nothing is asked, and PROMPT is used as it is.
-    """
-    if not tracing_is_on():
-        return None
-    try:
-        if not langfuse.api.prompts.list(name=PROMPT_NAME, label="production").data:
-            langfuse.create_prompt(name=PROMPT_NAME, prompt=PROMPT, labels=["production"])
-        return langfuse.get_prompt(PROMPT_NAME)  # `production` is the label by default
-    except (httpx.HTTPError, ApiError):
-        return None  # an answer must not depend on Langfuse being there
-
-
-# %% 2. Make every step an observation with a type
-#
-# The type is more than an icon: it lets you filter all retrievers or all embeddings at
-# once, and only `generation` and `embedding` carry tokens and cost. Inputs are set by
-# hand where the arguments would show a client or a whole index.
-
-
-def rewrite_query(client: OpenAI, question: str) -> str:
-    """Ask the model for search keywords in place of the sentence the user typed.
-
-    In Langfuse: compare the output of `rewrite-query` with the question. What is lost
-    here cannot be found below.
-    """
-    response = client.chat.completions.create(
-        name="rewrite-query",
-        model=os.environ["OPENAI_MODEL"],
-        messages=[
-            {"role": "system", "content": "Rewrite the question as search keywords."},
-            {"role": "user", "content": question},
-        ],
-        max_completion_tokens=500,
-    )
-    return response.choices[0].message.content or question
-
-
-def embed(client: OpenAI, name: str, texts: list[str]) -> list[Vector]:
-    """Return one vector a text; the call is an embedding with its tokens and cost.
-
-    In Langfuse: the type `embedding` has tokens and cost like a generation. The output
-    says how many numbers came back, not which: nobody can read 1,536 of them.
-    """
-    response = client.embeddings.create(
-        name=name, model=os.environ["OPENAI_EMBEDDING_MODEL"], input=texts
-    )
+def embed(client: OpenAI, name: str, texts: list[str]) -> list[list[float]]:
+    """Return one vector per text. In Langfuse an embedding has tokens and cost, too."""
+    model = os.environ["OPENAI_EMBEDDING_MODEL"]
+    response = client.embeddings.create(name=name, model=model, input=texts)
     return [item.embedding for item in response.data]
 
 
-@observe(name="search-by-words", as_type="retriever", capture_input=False)
-def search_by_words(query: str) -> list[str]:
-    """Return the passages that share words with the query, best first."""
-    get_client().update_current_span(input=query)
-    return [passage.text for passage in search(query, limit=4)]
+@observe(name="search-by-words", as_type="retriever")
+def search_by_words(query: str) -> Found:
+    """Return the passages that share most words with the query, best first."""
+    return {"passages": [passage.text for passage in search(query, limit=4)]}
 
 
 @observe(name="search-by-meaning", as_type="retriever", capture_input=False)
-def search_by_meaning(client: OpenAI, index: dict[str, Vector], query: str) -> list[str]:
-    """Return the passages whose vectors point in the query's direction, best first.
-
-    In Langfuse: `embed-query` is nested here, because this search is what needs it.
-    """
+def search_by_meaning(client: OpenAI, index: dict[str, list[float]], query: str) -> Found:
+    """Return the passages whose vectors are closest to the query's, best first."""
     get_client().update_current_span(input=query)
     [asked] = embed(client, "embed-query", [query])
-
-    def likeness(text: str) -> float:
-        return sum(a * b for a, b in zip(index[text], asked, strict=True))
-
-    return sorted(index, key=likeness, reverse=True)[:4]
-
-
-def search_archive(query: str) -> list[str]:
-    """Search a database file that is not there, as happens after a bad deployment.
-
-    In Langfuse: the step has the level ERROR and SQLite's own message. The steps above
-    it have not: they did what they should.
-    """
-    with (
-        get_client().start_as_current_observation(
-            name="search-archive", as_type="retriever", input=query
-        ),
-        closing(sqlite3.connect("file:archive-of-2019.db?mode=ro", uri=True)) as archive,
-    ):
-        return [row[0] for row in archive.execute("SELECT text FROM passages")]
-
-
-# %% 3. Search in threads without losing the trace
-#
-# A thread of a pool knows nothing of the observation that is current where the work was
-# handed over: what it traces starts a trace of its own. Run it in a copy of the context.
+    return {"passages": sorted(index, key=lambda text: -sum(map(mul, index[text], asked)))[:4]}
 
 
 @observe(name="find-passages", as_type="retriever", capture_input=False)
-def find_passages(searches: list[Search], query: str) -> list[list[str]]:
-    """Run all searches at once; return a list of passages for each search that worked.
+def find_passages(searches: list[Search], query: str) -> dict[str, list[list[str]]]:
+    """Run all searches at once; return one list of passages for each that worked.
 
-    In Langfuse: in the timeline the searches overlap under `find-passages`. Without
-    `copy_context().run` each would start a trace of its own, without session, user and
-    tags, and this step would look as if it had found its passages by itself.
+    In Langfuse: the searches are its children; without `copy_context().run` they are not.
     """
     get_client().update_current_span(input=query)
     with ThreadPoolExecutor() as pool:
         tasks = [pool.submit(contextvars.copy_context().run, each, query) for each in searches]
-    return [task.result() for task in tasks if task.exception() is None]
+    return {"rankings": [task.result()["passages"] for task in tasks if not task.exception()]}
 
 
-@observe(name="rank-passages", capture_input=False)
-def rank_passages(rankings: list[list[str]]) -> list[str]:
-    """Join rankings: a passage gains more the higher it stands, and in the more of them.
-
-    In Langfuse: input and output show what was dropped. The right passage in the input
-    but not in the output means that PASSAGES_KEPT is too small, or the ranking wrong.
-    """
-    get_client().update_current_span(input=rankings)
-    gained: dict[str, float] = {}
-    for ranking in rankings:
-        for place, text in enumerate(ranking):
-            # Reciprocal rank fusion; 60 keeps a first place from deciding alone.
-            gained[text] = gained.get(text, 0) + 1 / (60 + place)
-    return sorted(gained, key=lambda text: -gained[text])[:PASSAGES_KEPT]
-
-
-# %% 4. Write the answer, and check that the passages support it
+# %% 3. Answer step by step, and check the answer
 #
-# The check is code, not a model: which share of the answer's words stands in the
-# passages. It costs nothing, so it can run on every answer. It finds inventions; an answer
-# to another question than the one asked is grounded, too.
+# The check at the end is code, so it costs nothing and can run on every answer. It notices
+# what was made up, but not an answer to another question.
 
 
-def write_answer(
-    client: OpenAI, question: str, passages: list[str], prompt: TextPromptClient | None
-) -> str:
-    """Ask for an answer from the passages, linked to the version of the prompt.
-
-    In Langfuse: `write-answer` names the prompt and its version; the page of the prompt
-    shows what each version cost and how it scored.
-    """
-    text = "\n".join(passages)
-    system = prompt.compile(passages=text) if prompt else PROMPT.replace("{{passages}}", text)
-    response = client.chat.completions.create(
-        name="write-answer",
-        model=os.environ["OPENAI_MODEL"],
-        messages=[{"role": "system", "content": system}, {"role": "user", "content": question}],
-        max_completion_tokens=500,
-        langfuse_prompt=prompt,
-    )
+def ask(client: OpenAI, name: str, system: str, question: str, **more: Any) -> str:
+    """Ask the model, with a name for the step; `more` is for OpenAI and Langfuse."""
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    settings = {"model": os.environ["OPENAI_MODEL"], "max_completion_tokens": 500, **more}
+    response = client.chat.completions.create(name=name, messages=messages, **settings)
     return response.choices[0].message.content or ""
 
 
-@observe(name="check-grounding", as_type="evaluator", capture_input=False)
-def check_grounding(answer: str, passages: list[str]) -> float:
-    """Return the share of the answer's words that stand in the passages, from 0 to 1.
+@observe(name="rank-passages")
+def rank_passages(rankings: list[list[str]]) -> Found:
+    """Merge rankings: a passage gains by being near the top, and by being in more lists.
 
-    In Langfuse: the score `grounding` is shown on the trace. Low with an abstention is
-    as it should be; low with a confident answer is an invention.
+    In Langfuse: compare input and output to see what was dropped.
     """
-    langfuse = get_client()
-    langfuse.update_current_span(input={"answer": answer, "passages": passages})
+    gained: dict[str, float] = {}
+    for ranking in rankings:
+        for place, text in enumerate(ranking):
+            gained[text] = gained.get(text, 0) + 1 / (60 + place)  # reciprocal rank fusion
+    return {"passages": sorted(gained, key=lambda text: -gained[text])[:PASSAGES_KEPT]}
+
+
+def write_answer(client: OpenAI, question: str, passages: list[str], prompt: Prompt) -> str:
+    """Answer from the passages, with the model and the limit of the prompt's version.
+
+    In Langfuse: `write-answer` links to the version of its prompt.
+    """
+    text = "\n".join(passages)
+    if prompt is None:
+        return ask(client, "write-answer", PROMPT.replace("{{passages}}", text), question)
+    system = prompt.compile(passages=text)
+    return ask(client, "write-answer", system, question, langfuse_prompt=prompt, **prompt.config)
+
+
+@observe(name="check-grounding", as_type="evaluator")
+def check_grounding(answer: str, passages: list[str]) -> float:
+    """Return the share of the answer's words that are in the passages, from 0 to 1.
+
+    In Langfuse: see the score `grounding`. A confident answer with a low one is made up.
+    """
     said = words(answer)
     share = round(len(said & words(" ".join(passages))) / len(said), 3) if said else 0.0
-    langfuse.score_current_trace(name="grounding", value=share, data_type="NUMERIC")
+    get_client().score_current_trace(name="grounding", value=share, data_type="NUMERIC")
     return share
-
-
-# %% 5. Join the steps into one trace, and the questions into one session
-#
-# The pipeline is a function that calls the others. What joins several questions is the
-# session that `main` opens around them.
 
 
 @observe(name="answer-from-handbook", as_type="chain", capture_input=False)
 def answer_from_handbook(
-    client: OpenAI, searches: list[Search], question: str, prompt: TextPromptClient | None
+    client: OpenAI, searches: list[Search], question: str, prompt: Prompt
 ) -> str:
     """Answer a question, or say that the handbook cannot be searched.
 
-    In Langfuse: read the tree from the top. The first step whose output is wrong while
-    its input was right is the one to mend. Under Sessions the questions of one customer
-    stand below one another.
+    In Langfuse: read the tree from the top. Fix the first step whose input is right and
+    whose output is wrong.
     """
     get_client().update_current_span(input=question)
-    rankings = find_passages(searches, rewrite_query(client, question))
+    query = ask(client, "rewrite-query", "Rewrite the question as search keywords.", question)
+    rankings = find_passages(searches, query or question)["rankings"]
     if not rankings:
         return "Sorry, the handbook cannot be searched at the moment."
-    passages = rank_passages(rankings)
+    passages = rank_passages(rankings)["passages"]
     answer = write_answer(client, question, passages, prompt)
     check_grounding(answer, passages)
     return answer
 
 
-# %% 6. Ask the API which step is slow, and which traces failed
+# %% 4. Find the step that went wrong
 #
-# With thousands of traces nobody reads trees. Three questions find the ones worth
-# reading: which step is slow, which one failed, which answers have a low score.
+# You know what the answer should say: look for the last step that still says it.
 
 
-def p95_by_step(langfuse: Langfuse, session_id: str, since: datetime) -> list[tuple[str, float]]:
-    """Return each step's 95th percentile of latency in seconds, the slowest first.
+def steps_that_say(langfuse: Langfuse, trace_id: str, fact: str) -> dict[str, bool]:
+    """Return whether each step's output contains the fact, oldest step first.
 
-    In Langfuse: the same query drives a chart under Dashboards. The root is left out: it
-    is always the slowest, since it contains the others.
+    In Langfuse: select one step after the other, and read the outputs.
     """
+    page = langfuse.api.observations.get_many(trace_id=trace_id, fields="core,basic,io")
+    steps = sorted(page.data, key=lambda node: node.start_time)
+    return {node.name or "": fact in str(node.output) for node in steps}
+
+
+def blame(said: dict[str, bool]) -> str:
+    """Return in words which step lost the fact."""
+    if said.get("write-answer"):
+        return "The answer says it: nothing to fix."
+    if said.get("rank-passages"):
+        return "The model was given the fact and left it out: change the prompt or the model."
+    if said.get("find-passages"):
+        return "The search found it and the ranking dropped it: keep more passages."
+    return "No search found it: change the query, the search or the handbook."
+
+
+# %% 5. Let a step fail
+#
+# An exception marks the step that raised it as an ERROR. A step that handles it is none.
+
+
+@observe(name="search-archive", as_type="retriever")
+def search_archive(query: str) -> Found:
+    """Search a database that is not there, as happens after a bad deployment.
+
+    In Langfuse: `search-archive` has the status ERROR, and SQLite's message.
+    """
+    with closing(sqlite3.connect("file:archive-of-2019.db?mode=ro", uri=True)) as archive:
+        found = archive.execute("SELECT text FROM passages WHERE text LIKE ?", [f"%{query}%"])
+        return {"passages": [text for (text,) in found]}
+
+
+# %% 6. Ask for what is slow, failed or doubtful
+#
+# Nobody reads a thousand trees. Let the API find the few that are worth reading.
+
+
+def p95_by_step(langfuse: Langfuse, session_id: str) -> list[tuple[str, float]]:
+    """Return each step's 95th percentile of latency in seconds, slowest first, without the root.
+
+    In Langfuse: the same query makes a chart under Dashboards.
+    """
+    now = datetime.now(UTC)
     query = {
         "view": "observations",
         "dimensions": [{"field": "name"}],
@@ -293,98 +265,85 @@ def p95_by_step(langfuse: Langfuse, session_id: str, since: datetime) -> list[tu
             {"column": "sessionId", "operator": "=", "value": session_id, "type": "string"},
             {"column": "type", "operator": "none of", "value": ["CHAIN"], "type": "stringOptions"},
         ],
-        "fromTimestamp": since.isoformat(),
-        "toTimestamp": (datetime.now(UTC) + timedelta(minutes=1)).isoformat(),
+        "orderBy": [{"field": "p95_latency", "direction": "desc"}],
+        "fromTimestamp": (now - timedelta(hours=1)).isoformat(),
+        "toTimestamp": (now + timedelta(minutes=1)).isoformat(),
     }
     rows = langfuse.api.metrics.metrics(query=json.dumps(query)).data
-    found = [(str(row["name"]), float(row["p95_latency"] or 0) / 1000) for row in rows]
-    return sorted(found, key=lambda row: -row[1])
+    return [(str(row["name"]), float(row["p95_latency"] or 0) / 1000) for row in rows]
 
 
-def failed_steps(langfuse: Langfuse, session_id: str) -> list[ObservationV2]:
-    """Return the observations of a session that ended in an error, with their input.
+def failed_steps(langfuse: Langfuse, session_id: str) -> list[tuple[str, str]]:
+    """Return name and message of each observation of a session that ended in an error.
 
-    In Langfuse: the filter `level = ERROR` in the table of observations.
+    In Langfuse: clear the filter "Is Root Observation", and set Status to ERROR.
     """
-    page = langfuse.api.observations.get_many(
-        session_id=session_id, level="ERROR", fields="core,basic,io", limit=1000
+    failed = langfuse.api.observations.get_many(session_id=session_id, level="ERROR")
+    return [(node.name or "", node.status_message or "") for node in failed.data]
+
+
+def grounding_by_question(langfuse: Langfuse, session_id: str) -> dict[str, float]:
+    """Return the question and the stored grounding of each trace of a session that has one.
+
+    In Langfuse: set the facet `grounding` in Tracing to a range.
+    """
+    roots = langfuse.api.observations.get_many(
+        session_id=session_id, name="answer-from-handbook", fields="core,io"
     )
-    failed: list[ObservationV2] = page.data
-    return failed
-
-
-def grounding_by_trace(langfuse: Langfuse, trace_ids: list[str]) -> dict[str, float]:
-    """Return the stored grounding score of each trace that has one.
-
-    In Langfuse: the column `grounding` in the table of traces; sort by it.
-    """
-    page = langfuse.api.scores.get_many(
-        name="grounding", trace_id=",".join(trace_ids), fields="subject"
+    asked = {node.trace_id or "": str(node.input) for node in roots.data}
+    scores = langfuse.api.scores.get_many(
+        name="grounding", trace_id=",".join(asked), fields="subject"
     )
-    return {score.subject.id: float(score.value) for score in page.data}
-
-
-def steps_that_say(observations: list[ObservationV2], text: str) -> list[str]:
-    """Return the names of the steps whose output contains a text, in the order they began.
-
-    In Langfuse: search the outputs of a trace. Where the right fact is in one step and no
-    longer in the next, you have found the step to mend.
-    """
-    return [node.name or "" for node in observations if text in str(node.output)]
+    return {asked[score.subject.id]: float(score.value) for score in scores.data}
 
 
 def main() -> None:
-    """Questions in one session: covered, not covered, and one while the search is broken."""
+    """Run the sections in order; each is followed by the trace that it left."""
     connect()
-    langfuse, client = Langfuse(), OpenAI(timeout=60)
-    started = datetime.now(UTC)
-    prompt = load_prompt(langfuse)
-    vectors = embed(client, "embed-handbook", handbook())
-    index = dict(zip(handbook(), vectors, strict=True))
+    langfuse, client, prompt = Langfuse(), OpenAI(), None
+    show_section("1. Keep the prompt in Langfuse, and a copy in the code")
+    if tracing_is_on():
+        create_versions(langfuse, os.environ["OPENAI_MODEL"])
+        prompt = load_prompt(langfuse)
+        for which in ({"label": "production"}, {"label": "staging"}, {"version": 1}):
+            found = load_prompt(langfuse, **which)
+            show_result(str(which), f"version {found.version}, {found.config}")
+    else:
+        show_line("  Skipped: tracing is off, so the copy in the code answers.")
+
+    show_section("2. Give every step a type, and search in threads")
+    index = dict(zip(handbook(), embed(client, "embed-handbook", handbook()), strict=True))
     both: list[Search] = [search_by_words, partial(search_by_meaning, client, index)]
-    broken: list[Search] = [search_archive]
-    ids = [langfuse.create_trace_id() for _ in QUESTIONS]
-    broken_id = langfuse.create_trace_id()
-    session_id = f"chat-{langfuse.create_trace_id()[:8]}"
+    show_trace()
 
+    session_id = f"chat-{uuid.uuid4().hex[:8]}"  # one customer's conversation
     with propagate_attributes(session_id=session_id, user_id="customer-17", tags=["rag"]):
-        show_section("Questions, each searched in two ways at once")
-        for question, trace_id in zip(QUESTIONS, ids, strict=True):
-            answer = answer_from_handbook(
-                client, both, question, prompt, langfuse_trace_id=trace_id
-            )
-            show_answer(question, answer)
-        show_section("The first one again, while the search is broken")
-        answer = answer_from_handbook(
-            client, broken, QUESTIONS[0], prompt, langfuse_trace_id=broken_id
-        )
-        show_answer(QUESTIONS[0], answer)
+        show_section("3. Answer step by step, and check the answer")
+        show_answer(NOT_COVERED, answer_from_handbook(client, both, NOT_COVERED, prompt))
+        show_answer(QUESTION, answer_from_handbook(client, both, QUESTION, prompt))
+        show_trace()
+        show_section("4. Find the step that went wrong")
+        show_answer(MISREAD, answer_from_handbook(client, both, MISREAD, prompt))
+        show_trace()
+        if tracing_is_on():
+            said = steps_that_say(langfuse, last_trace_id(), FACT)
+            show_result(f'Says "{FACT}"', ", ".join(step for step in said if said[step]))
+            show_line(f"  {blame(said)}", "bold")
+        show_section("5. Let a step fail")
+        show_answer(QUESTION, answer_from_handbook(client, [search_archive], QUESTION, prompt))
+        show_trace()
 
-    langfuse.flush()  # hand over what is waiting before anyone asks for it
+    show_section("6. Ask for what is slow, failed or doubtful")
     if not tracing_is_on():
-        show_line("  The rest reads back what is stored: not with tracing off.")
+        show_line("  Skipped: with tracing off nothing is stored.")
         return
-    show_section(f"Express delivery costs {FACT}: which steps of that trace say so")
-    saying = steps_that_say(read_trace(langfuse, ids[1]), FACT)
-    for name in saying:
-        show_result(name, f"contains {FACT}")
-    if "rank-passages" in saying and "write-answer" not in saying:
-        show_line("  write-answer had it but left it out: the model, not the search.")
-    show_section("How much of each answer stands in its passages")
-    grounding = poll(
-        lambda: grounding_by_trace(langfuse, ids), until=lambda found: len(found) == len(ids)
-    )
-    for question, trace_id in zip(QUESTIONS, ids, strict=True):
-        score = grounding.get(trace_id)
-        show_result("not stored" if score is None else f"{score:.2f}", question)
-    show_section("The slowest steps of the session, and the one that failed")
-    for name, seconds in p95_by_step(langfuse, session_id, started):
+    for name, seconds in p95_by_step(langfuse, session_id)[:3]:
         show_result(name, f"p95 {seconds * 1000:,.0f} ms")
-    for node in failed_steps(langfuse, session_id):
-        show_result(f"{node.name}", f"ERROR on {node.input!r}: {node.status_message}")
-    show_section("The trace about express delivery, and the one that failed")
-    show_trace(ids[1])
-    show_trace(broken_id)
+    for name, message in failed_steps(langfuse, session_id):
+        show_result(name, f"ERROR: {message}")
+    scored = poll(lambda: grounding_by_question(langfuse, session_id), until=lambda s: len(s) == 3)
+    for question, score in scored.items():
+        show_result(f"grounding {score:.2f}", question)
 
 
 if __name__ == "__main__":
