@@ -28,7 +28,6 @@ from langfuse.openai import OpenAI
 
 from common.client import connect, tracing_is_on
 from common.console import show_answer, show_line, show_section, show_table, show_trace
-from common.readback import last_trace_id
 from common.retriever import search
 
 QUESTION = "Can I return shoes after 20 days?"
@@ -197,13 +196,14 @@ def main() -> None:
 
     show_section("3. Write for the person who reads the trace")
     show_answer(QUESTION, answer_for_readers(client, QUESTION))
-    show_trace()
+    stored = show_trace()
 
     show_section("4. Read it back")
-    if tracing_is_on():
-        show_table(("observation", "input", "output"), read_back(langfuse, last_trace_id()))
+    if stored:
+        rows = read_back(langfuse, stored[0].trace_id or "")
+        show_table(("observation", "input", "output"), rows)
     else:
-        show_line("  Skipped: with tracing off nothing is stored.")
+        show_line("  Skipped: nothing is stored.")
 
 
 if __name__ == "__main__":

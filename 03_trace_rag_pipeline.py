@@ -43,12 +43,13 @@ from operator import mul
 from typing import Any
 
 from langfuse import Langfuse, get_client, observe, propagate_attributes
+from langfuse.api import ObservationV2
 from langfuse.model import TextPromptClient
 from langfuse.openai import OpenAI
 
 from common.client import connect, tracing_is_on
 from common.console import show_answer, show_line, show_result, show_section, show_trace
-from common.readback import last_trace_id, poll
+from common.readback import poll
 from common.retriever import handbook, search, words
 
 QUESTION = "Hello, I bought shoes 20 days ago. Can I return them unworn?"
@@ -209,23 +210,21 @@ def answer_from_handbook(
 # You know what the answer should say: look for the last step that still says it.
 
 
-def steps_that_say(langfuse: Langfuse, trace_id: str, fact: str) -> dict[str, bool]:
-    """Return whether each step's output contains the fact, oldest step first.
+def steps_that_say(stored: list[ObservationV2], fact: str) -> list[str]:
+    """Return the names of the steps whose stored output contains the fact.
 
     In Langfuse: select one step after the other, and read the outputs.
     """
-    page = langfuse.api.observations.get_many(trace_id=trace_id, fields="core,basic,io")
-    steps = sorted(page.data, key=lambda node: node.start_time)
-    return {node.name or "": fact in str(node.output) for node in steps}
+    return [node.name or "" for node in stored if fact in str(node.output)]
 
 
-def blame(said: dict[str, bool]) -> str:
+def blame(saying: list[str]) -> str:
     """Return in words which step lost the fact."""
-    if said.get("write-answer"):
+    if "write-answer" in saying:
         return "The answer says it: nothing to fix."
-    if said.get("rank-passages"):
+    if "rank-passages" in saying:
         return "The model was given the fact and left it out: change the prompt or the model."
-    if said.get("find-passages"):
+    if "find-passages" in saying:
         return "The search found it and the ranking dropped it: keep more passages."
     return "No search found it: change the query, the search or the handbook."
 
@@ -324,11 +323,10 @@ def main() -> None:
         show_trace()
         show_section("4. Find the step that went wrong")
         show_answer(MISREAD, answer_from_handbook(client, both, MISREAD, prompt))
-        show_trace()
-        if tracing_is_on():
-            said = steps_that_say(langfuse, last_trace_id(), FACT)
-            show_result(f'Says "{FACT}"', ", ".join(step for step in said if said[step]))
-            show_line(f"  {blame(said)}", "bold")
+        if stored := show_trace():
+            saying = steps_that_say(stored, FACT)
+            show_result(f'Says "{FACT}"', ", ".join(saying) or "no step")
+            show_line(f"  {blame(saying)}", "bold")
         show_section("5. Let a step fail")
         show_answer(QUESTION, answer_from_handbook(client, [search_archive], QUESTION, prompt))
         show_trace()

@@ -93,7 +93,9 @@ def show_answer(question: str, answer: str) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under column headings; a column of numbers is best given as finished text."""
+    """Print rows under column headings, if there are any rows."""
+    if not rows:
+        return
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -146,22 +148,24 @@ def waiting(text: str) -> Iterator[None]:
         late.cancel()
 
 
-def show_trace(trace_id: str = "") -> None:
-    """Draw a stored trace as a tree, read back from where it was stored, and print its link.
+def show_trace(trace_id: str = "") -> list[ObservationV2]:
+    """Draw a stored trace as a tree, print its link, and return its observations, oldest first.
 
-    Without an id it is the trace that ended last. Raises `NotStoredError` when it cannot be
+    Without an id it is the trace that ended last. Nothing is stored, and nothing returned,
+    with tracing off or if LANGFUSE_SAMPLE_RATE left the trace out. Raises `NotStoredError` when it cannot be
     read back; uncaught, that ends the program with one line on stderr and exit status 1.
     """
     langfuse, given, trace_id = get_client(), trace_id, trace_id or last_trace_id()
     if not sent_count(trace_id) or (trace_id == _last["trace"] and not given):
         show_line("  No trace: tracing is off, or LANGFUSE_SAMPLE_RATE left it out.", "dim")
-        return
+        return []
     _last["trace"] = trace_id
     with waiting("Reading the trace back"):
         langfuse.flush()
         stored = read_trace(langfuse, trace_id)
     draw_tree(stored)
     show_link("", langfuse.get_trace_url(trace_id=trace_id) or "")
+    return stored
 
 
 def show_link(label: str, url: str) -> None:
