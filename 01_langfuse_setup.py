@@ -90,8 +90,7 @@ def write_answer(client: OpenAI, question: str, passages: list[str], **parent: s
 def find_passages(question: str) -> list[str]:
     """Return the handbook passages nearest to the question.
 
-    In Langfuse: select `find-passages`. Its output is everything the model was given to
-    read; what is missing here cannot be in the answer.
+    In Langfuse: select `find-passages`. Its output is all that the model was given to read.
     """
     return [passage.text for passage in search(question)]
 
@@ -109,8 +108,7 @@ def answer_with_decorator(client: OpenAI, question: str) -> str:
 def answer_with_block(client: OpenAI, question: str) -> str:
     """Trace with a `with` block: for a few lines inside a function.
 
-    In Langfuse: the tree is the same. An exception in a block marks it as an error, and
-    each block around it.
+    In Langfuse: the tree is the same. An exception marks its block, and each one around it.
     """
     langfuse = get_client()
     with langfuse.start_as_current_observation(
@@ -170,8 +168,8 @@ def answer_for_readers(client: OpenAI, question: str) -> str:
 def read_back(langfuse: Langfuse, trace_id: str) -> list[tuple[str, Any, Any]]:
     """Return name, input and output of each stored step of a trace.
 
-    In Langfuse: these are the rows of the tree. `fields` says how much you get of each:
-    `usage`, `metadata` and `trace_context` are some of the others.
+    In Langfuse: these are the rows of the tree. More `fields` give more of each, such as
+    `usage` and `metadata`.
     """
     page = langfuse.api.observations.get_many(trace_id=trace_id, fields="core,basic,io")
     oldest_first = sorted(page.data, key=lambda node: node.start_time)

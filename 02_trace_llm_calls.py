@@ -98,8 +98,7 @@ TOPICS = {"returns": ("return", "refund"), "delivery": ("deliver", "order", "arr
 def classify_question(question: str) -> str:
     """Sort a question into a topic, traced as a call of our own model.
 
-    In Langfuse: select `classify-question`. It has a model, usage and a cost like any other
-    call, and the dashboards include it.
+    In Langfuse: it has a model, usage and a cost like any other call.
     """
     with get_client().start_as_current_observation(
         name="classify-question", as_type="generation", model="shop-topics", input=question
@@ -116,15 +115,13 @@ def classify_question(question: str) -> str:
 # %% 3. Stream, and measure time to first token
 #
 # A streamed answer feels fast when its first word comes early, and the wrapper notes when
-# that was. OpenAI's two APIs stream differently: chat sends usage only if you ask for it,
-# in a last chunk that has no choices.
+# that was. Chat sends usage only if you ask for it, in a last chunk without choices.
 
 
 def stream_chat(client: OpenAI, question: str) -> Iterator[str]:
     """Yield an answer piece by piece, from Chat Completions.
 
-    In Langfuse: select `stream-answer`, and compare time to first token with the latency.
-    The first is how long the user saw nothing.
+    In Langfuse: time to first token is how long the user saw nothing.
     """
     stream = client.chat.completions.create(
         name="stream-answer",
@@ -163,8 +160,7 @@ def stream_response(client: OpenAI, question: str) -> Iterator[str]:
 async def answer_many(questions: list[str]) -> list[str]:
     """Answer all questions at the same time; the answers keep the order of the questions.
 
-    In Langfuse: select `answer-many` and switch to the timeline. The three bars overlap;
-    a staircase would mean that they waited for each other.
+    In Langfuse: switch to the timeline. A staircase would mean that they waited in turn.
     """
     async with AsyncOpenAI() as client:
         calls = [
@@ -181,9 +177,9 @@ async def answer_many(questions: list[str]) -> list[str]:
 
 # %% 5. Let the model call a tool
 #
-# The model only asks for a tool; your code runs it. Some models ask for tools that do not
-# exist, or send arguments that do not fit. Let the model read the error like any result,
-# and it can still answer. Today's models take tools through the Responses API.
+# The model asks for a tool, and your code runs it. Some models ask for tools that do not exist,
+# or send arguments that do not fit: let them read the error, and they can still answer.
+# Today's models take tools through the Responses API.
 
 ORDERS = {"A-1042": {"status": "shipped", "arrives": "Thursday"}}
 TOOLS = [
@@ -227,8 +223,7 @@ def run_tool(name: str, arguments: str) -> dict[str, str]:
 def answer_with_tool(client: OpenAI, question: str) -> str:
     """Let the model choose a tool, run it, and let the model answer.
 
-    In Langfuse: read the children from the top. A wrong answer comes from what the model
-    asked for, from what the tool returned, or from what the model made of that.
+    In Langfuse: read from the top what the model asked for, what it got, what it made of it.
     """
     get_client().update_current_span(input=question)
     asked: dict[str, Any] = {"model": os.environ["OPENAI_MODEL"], "max_output_tokens": 500}
@@ -247,10 +242,9 @@ def answer_with_tool(client: OpenAI, question: str) -> str:
 
 # %% 6. Show failures, even where the user sees none
 #
-# When a second model steps in, nobody notices that the first one failed. The trace does:
-# each attempt is a generation. What `openai` retries by itself stays in one generation. By
-# default it tries three times and waits ten minutes each time; `OpenAI(timeout=…,
-# max_retries=…)` in `main` says how long a user may have to wait.
+# When a second model steps in, nobody notices that the first one failed. The trace does. What
+# `openai` retries by itself stays in one generation: three times, ten minutes each, unless
+# `OpenAI(timeout=…, max_retries=…)` says how long a user may wait.
 
 
 @observe(name="answer-with-fallback", as_type="chain", capture_input=False)
@@ -281,8 +275,7 @@ def answer_with_fallback(client: OpenAI, question: str, models: list[str]) -> st
 def answer_turn(client: OpenAI, messages: Messages) -> str:
     """Answer the last message of a conversation.
 
-    In Langfuse: open Sessions and select the session. You read the conversation turn by
-    turn; Users shows what this person has cost.
+    In Langfuse: open Sessions to read the conversation, and Users for what a person costs.
     """
     get_client().update_current_span(input=messages[-1]["content"])
     return write_answer(client, messages)

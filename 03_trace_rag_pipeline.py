@@ -78,8 +78,7 @@ If the passages do not answer the question, say "The handbook does not say."
 def create_versions(langfuse: Langfuse, model: str) -> None:
     """Create a version for production and one for staging, unless this model has them.
 
-    In Langfuse: open Prompts. Move the label `production` to the other version, and the
-    next run answers with that one.
+    In Langfuse: open Prompts, and move the label `production`: the next run follows it.
     """
     stored = langfuse.api.prompts.list(name=PROMPT_NAME, label="production").data
     if stored and stored[0].last_config.get("model") == model:
@@ -96,9 +95,8 @@ def load_prompt(langfuse: Langfuse, **which: Any) -> TextPromptClient:
 
 # %% 2. Give every step a type, and search in threads
 #
-# Types are filters: all retrievers, all embeddings. A thread of a pool does not know which
-# observation is current, so what it traces starts a trace of its own. In a copy of your
-# context it stays in yours.
+# Types are filters: all retrievers, all embeddings. A thread of a pool starts a trace of its
+# own, unless it runs in a copy of your context.
 
 
 def embed(client: OpenAI, name: str, texts: list[str]) -> list[list[float]]:
@@ -191,8 +189,7 @@ def answer_from_handbook(
 ) -> str:
     """Answer a question, or say that the handbook cannot be searched.
 
-    In Langfuse: read the tree from the top. Fix the first step whose input is right and
-    whose output is wrong.
+    In Langfuse: fix the first step whose input is right and whose output is wrong.
     """
     get_client().update_current_span(input=question)
     query = ask(client, "rewrite-query", "Rewrite the question as search keywords.", question)

@@ -90,15 +90,14 @@ def write_answer(client: OpenAI, model: str, messages: Messages) -> str:
 
 # %% 2. Turn usage into dollars, bucket by bucket
 #
-# Input that the provider has in its cache is cheaper, writing it there is dearer, and what the
-# model thinks is billed as output. A bucket without a price is in no sum, and a model without
-# a price has no cost. That is not zero.
+# Cached input is cheaper, writing to the cache is dearer, and thoughts are billed as output. A
+# bucket without a price is in no sum; a model without one has no cost, which is not zero.
 
 
 def buckets_of(stored: list[ObservationV2]) -> Iterator[tuple[str, int, str]]:
     """Yield bucket, tokens and USD of stored calls.
 
-    In Langfuse: hover over the cost of a generation. A bucket without a price is not there.
+    In Langfuse: hover over the cost. A bucket without a price is not there.
     """
     for call in stored:
         costs = call.cost_details or {}
@@ -147,8 +146,8 @@ def try_model(client: OpenAI, model: str, messages: Messages) -> str:
 
 # %% 4. Give every call an owner
 #
-# The user is the user, the team is a tag, and anything else you will filter by is metadata.
-# Answers to common questions are kept: the cheapest call is the one you do not make.
+# The user is the user, the team is a tag, anything else you will filter by is metadata. And
+# the cheapest call is the one you do not make: answers are kept.
 
 
 def plan_traffic(count: int, model: str) -> Iterator[tuple[str, str, str, str]]:

@@ -1,14 +1,13 @@
-"""Measure what matters to the business.
+"""Find out whether the answers are any good, and whether the next version is better.
 
-Latency and cost say how an application runs, not whether it is any good. Scores say that:
-from code, from users, from a model that judges, and from an experiment before a change
-goes live.
+Latency and cost do not say whether an answer helped anybody. Scores do: from code, from users,
+from a model that judges. And a dataset of bad answers shows whether a change is a better one.
 
 Run it:
 
     python 05_custom_metrics.py
 
-The traces have these shapes:
+The traces:
 
     answer-question                  chain       x 6
       write-answer                   generation
@@ -16,20 +15,19 @@ The traces have these shapes:
     judge-answer                     evaluator   x 7
       ask-judge                      generation
 
-    experiment-item-run              span        x 24
+    experiment-item-run              span        x 16
       experiment-item-task           span
         write-answer                 generation
       experiment-item-evaluation     span
         contains_expected            evaluator
 
-Try next: give CANDIDATE the value of BASELINE and BASELINE that of CANDIDATE, run again,
-and look at the last line and at `echo $?`: the gate refuses the change.
+Try next: swap the texts of BASELINE and CANDIDATE, run again, and look at `echo $?`.
 """
 
 import json
 import os
-import re
-from collections.abc import Iterable
+import uuid
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -47,23 +45,12 @@ from langfuse.openai import OpenAI
 from pydantic import BaseModel, Field
 
 from common.client import connect, tracing_is_on
-from common.console import (
-    fail,
-    show_answer,
-    show_line,
-    show_result,
-    show_section,
-    show_table,
-    show_trace,
-)
+from common.console import fail, show_answer, show_result, show_section, show_trace
 from common.readback import poll
 from common.retriever import search
 
-BASELINE = "Answer in one sentence, only from these passages:\n"
-CANDIDATE = (
-    "Answer in at most two sentences, only from the passages below. "
-    'If they do not answer the question, say "The handbook does not say."\n'
-)
+BASELINE = "Answer in one sentence, only from these passages.\n"
+CANDIDATE = "Answer in two sentences, only from these passages.\n"  # one thing differs
 CONVERSATIONS = {  # what each customer asks; the stars are made up, as if given later
     "ada": [("Can I return shoes after 20 days?", 5), ("When do I get the refund?", 4)],
     "bob": [("What does express delivery cost?", 1), ("Is it offered to islands?", 2)],
@@ -71,127 +58,105 @@ CONVERSATIONS = {  # what each customer asks; the stars are made up, as if given
 }
 
 
-# %% 1. Score what happened, at the place where it happened
+# %% 1. Score what happened, where it happened
 #
-# A score has a type: a number, yes or no, one of some categories, or a text. It belongs
-# to one observation, to a trace or to a whole session. An id of your own makes it safe to
-# write twice: the second one replaces the first.
+# A score is a number, yes or no, a category or a text. It belongs to one observation, to a
+# trace, or to a session.
 
 
-def passages_about(question: str) -> str:
-    """Return the handbook's passages nearest to the question, one a line."""
-    return "\n".join(passage.text for passage in search(question)) or "No passage was found."
+@dataclass(frozen=True)
+class Answer:
+    """An answer, what the model was given to read, and its trace, to be scored later."""
+
+    question: str
+    text: str
+    passages: str
+    trace_id: str
 
 
-def write_answer(client: OpenAI, instruction: str, question: str) -> str:
-    """Ask for an answer from the passages that the search finds."""
+def write_answer(client: OpenAI, instruction: str, question: str) -> tuple[str, str]:
+    """Return an answer, and the passages that the model was given."""
+    passages = "\n".join(passage.text for passage in search(question)) or "No passage was found."
+    told = {"role": "system", "content": instruction + passages}
     response = client.chat.completions.create(
         name="write-answer",
         model=os.environ["OPENAI_MODEL"],
-        messages=[
-            {"role": "system", "content": f"{instruction}{passages_about(question)}"},
-            {"role": "user", "content": question},
-        ],
+        messages=[told, {"role": "user", "content": question}],
         max_completion_tokens=500,
     )
-    return response.choices[0].message.content or ""
+    return response.choices[0].message.content or "", passages
 
 
-@observe(name="answer-question", as_type="chain", capture_input=False)
-def answer_question(client: OpenAI, question: str) -> str:
-    """Answer, and score at once what code can tell about the answer.
+@observe(name="answer-question", as_type="chain", capture_input=False, capture_output=False)
+def answer_question(client: OpenAI, question: str) -> Answer:
+    """Answer, and score at once what code can tell.
 
-    In Langfuse: `answer-words` and `answer-kind` are shown at the root of the trace. The
-    first is a number to chart, the second a category to filter by.
+    In Langfuse: select the root, then Scores. Chart the number, filter by the category.
     """
     langfuse = get_client()
-    langfuse.update_current_span(input=question)
-    answer = write_answer(client, BASELINE, question)
-    trace_id = langfuse.get_current_trace_id()
-    kind = "abstention" if re.search("does not say|No passage", answer) else "answer"
-    langfuse.score_current_span(
-        name="answer-words", value=len(answer.split()), score_id=f"{trace_id}-answer-words"
-    )
-    langfuse.score_current_trace(
-        name="answer-kind", value=kind, data_type="CATEGORICAL", score_id=f"{trace_id}-answer-kind"
-    )
-    return answer
+    text, passages = write_answer(client, BASELINE, question)
+    langfuse.update_current_span(input=question, output=text)
+    kind = "abstention" if "does not say" in text else "answer"
+    langfuse.score_current_span(name="answer-words", value=len(text.split()))
+    langfuse.score_current_trace(name="answer-kind", value=kind, data_type="CATEGORICAL")
+    return Answer(question, text, passages, langfuse.get_current_trace_id() or "")
 
 
 def close_session(langfuse: Langfuse, session_id: str, stars: list[int]) -> None:
-    """Score a conversation as a whole: resolved when its last answer was liked.
+    """Score a conversation as a whole: resolved if its last answer was liked.
 
-    In Langfuse: open Sessions; `resolved` and the note stand beside the conversation.
+    In Langfuse: open Sessions, and see `resolved` in the row of the session.
     """
-    langfuse.create_score(
-        name="resolved",
-        value=int(stars[-1] >= 4),
-        data_type="BOOLEAN",
-        session_id=session_id,
-        score_id=f"{session_id}-resolved",
-    )
-    langfuse.create_score(
-        name="note",
-        value=f"Closed after {len(stars)} answers, the last one with {stars[-1]} stars.",
-        data_type="TEXT",
-        session_id=session_id,
-        score_id=f"{session_id}-note",
-    )
+    liked, note = int(stars[-1] >= 4), f"Closed after {len(stars)} answers."
+    score = langfuse.create_score
+    score(name="resolved", value=liked, data_type="BOOLEAN", session_id=session_id)
+    score(name="note", value=note, data_type="TEXT", session_id=session_id)
 
 
 # %% 2. Take feedback that comes later, and may change
 #
-# The trace has long been sent when the user clicks on a star. All you need is its id:
-# keep it with the answer you showed. Langfuse takes a score for the same one when id, name
-# and day agree; a rating that may change tomorrow needs the first one's `timestamp=`, too.
+# Keep the trace's id with the answer, and you can score it later. A score with the same id,
+# name and day replaces the earlier one; the later `timestamp` wins.
 
 
-def rate_answer(langfuse: Langfuse, trace_id: str, stars: int, comment: str) -> None:
-    """Store one to five stars as a score from 0 to 1; a later rating replaces this one.
+def rate_answer(langfuse: Langfuse, trace_id: str, stars: int, clicked_at: datetime) -> None:
+    """Store one to five stars as a score from 0 to 1; a later click replaces an earlier one.
 
-    In Langfuse: the score `user-rating` has one value a trace, whatever the user clicked
-    before. Raises ValueError for any other number of stars.
+    In Langfuse: `user-rating` has one value per trace, however often the user clicked.
     """
-    if stars not in range(1, 6):
-        raise ValueError(f"{stars} stars: give 1 to 5")
     langfuse.create_score(
         name="user-rating",
         value=(stars - 1) / 4,
-        data_type="NUMERIC",
         trace_id=trace_id,
-        comment=comment,
         score_id=f"{trace_id}-user-rating",
+        timestamp=clicked_at,
     )
 
 
 # %% 3. Let a model judge
 #
-# A judge reads what the user does not: whether the answer follows from the passages. Give
-# it a form to fill in, trace it like any other call, and store what it could not judge as
-# a failure. A missing score must not become a zero.
+# Does the answer follow from the passages it had? The judge runs in a trace of its own, or the
+# customer's would take longer and cost more. A judgement that failed is not a zero.
 
 
 class Judgement(BaseModel):
     """What the judge fills in."""
 
-    relevance: float = Field(ge=0, le=1, description="how much of the question is answered, 0 to 1")
-    faithfulness: float = Field(ge=0, le=1, description="how much the context supports, 0 to 1")
-    toxicity: float = Field(ge=0, le=1, description="how insulting the answer is, 0 to 1")
+    relevance: float = Field(ge=0, le=1, description="how much of the question is answered")
+    faithfulness: float = Field(ge=0, le=1, description="how much the passages support")
 
 
-def ask_judge(client: OpenAI, form: str, max_tokens: int) -> Judgement:
-    """Return the form, filled in; raise ValueError or OpenAIError where that did not work.
+def ask_judge(client: OpenAI, answer: Answer, max_tokens: int) -> Judgement:
+    """Return the form as the model filled it in; raise ValueError or OpenAIError if it did not.
 
-    In Langfuse: select `ask-judge`. The schema of the form is part of the input, and the
-    output is the JSON as the model wrote it, also when it could not be parsed.
+    In Langfuse: select `ask-judge`. The form is in its metadata, as `response_format`.
     """
+    told = "Judge the answer by the passages alone."
+    form = f"Question: {answer.question}\nPassages: {answer.passages}\nAnswer: {answer.text}"
     response = client.chat.completions.parse(
         name="ask-judge",
         model=os.environ["OPENAI_MODEL"],
-        messages=[
-            {"role": "system", "content": "Judge the answer by the context alone."},
-            {"role": "user", "content": form},
-        ],
+        messages=[{"role": "system", "content": told}, {"role": "user", "content": form}],
         response_format=Judgement,
         max_completion_tokens=max_tokens,
     )
@@ -201,320 +166,176 @@ def ask_judge(client: OpenAI, form: str, max_tokens: int) -> Judgement:
     return judgement
 
 
-@observe(name="judge-answer", as_type="evaluator", capture_input=False, capture_output=False)
-def judge_answer(
-    client: OpenAI, trace_id: str, question: str, answer: str, max_tokens: int = 200
-) -> Judgement | None:
-    """Score the trace of an answer by a model's judgement; None if there is none.
+@observe(name="judge-answer", as_type="evaluator", capture_input=False)
+def judge_answer(client: OpenAI, answer: Answer, max_tokens: int = 500) -> dict[str, float]:
+    """Score the trace of an answer by a model's judgement; return nothing if there is none.
 
-    In Langfuse: filter evaluators by level ERROR to find the judgements that failed. A
-    rising share means that the judge, not the application, is getting worse.
+    In Langfuse: set Name to `judge-answer` and Status to ERROR, to see what was not judged.
     """
     langfuse = get_client()
-    langfuse.update_current_span(input={"question": question, "answer": answer})
-    form = f"Question: {question}\nContext: {passages_about(question)}\nAnswer: {answer}"
+    langfuse.update_current_span(input={"question": answer.question, "answer": answer.text})
     try:
-        judgement = ask_judge(client, form, max_tokens)
+        judgement = ask_judge(client, answer, max_tokens)
     except (openai.OpenAIError, ValueError) as error:
         message = f"no judgement: {type(error).__name__}, {str(error)[:80]}"
-        langfuse.update_current_span(output="failed", level="ERROR", status_message=message)
-        return None
-    langfuse.update_current_span(output=judgement.model_dump())
+        langfuse.update_current_span(level="ERROR", status_message=message)
+        return {}
     for name, value in judgement:
-        langfuse.create_score(
-            name=name, value=value, trace_id=trace_id, score_id=f"{trace_id}-{name}"
-        )
-    return judgement
+        langfuse.create_score(name=name, value=value, trace_id=answer.trace_id)
+    return judgement.model_dump()
 
 
-# %% 4. Turn scores into the numbers that a business steers by
+# %% 4. Read the scores back
 #
-# How many conversations were resolved, and what one resolved conversation cost. Both are
-# computed from what is stored, so they can be computed again next month.
+# An average hides the answers that went wrong, so ask for the lowest value as well.
 
 
-def resolution(langfuse: Langfuse, session_ids: list[str]) -> tuple[int, int]:
-    """Return how many of these sessions have a `resolved` score, and how many were resolved.
+def score_statistics(langfuse: Langfuse, tag: str) -> list[tuple[str, int, float, float]]:
+    """Return name, count, average and lowest value of the scores on traces with this tag.
 
-    In Langfuse: a chart of the boolean score `resolved`; its average is the rate.
+    In Langfuse: under Dashboards, chart Scores (numeric) by Name.
     """
-    page = langfuse.api.scores.get_many(name="resolved", session_id=",".join(session_ids))
-    values = [bool(score.value) for score in page.data]
-    return len(values), sum(values)
-
-
-def cost_of_sessions(langfuse: Langfuse, session_ids: list[str], since: datetime) -> float:
-    """Return the stored cost of these sessions in USD: the answers and their judges.
-
-    In Langfuse: the column of cost under Sessions.
-    """
-    [row] = ask_metrics(
-        langfuse,
-        since,
-        view="observations",
-        metrics=[{"measure": "totalCost", "aggregation": "sum"}],
-        filters=[
-            {
-                "type": "stringOptions",
-                "column": "sessionId",
-                "operator": "any of",
-                "value": session_ids,
-            }
+    now, measures = datetime.now(UTC), [("count", "count"), ("value", "avg"), ("value", "min")]
+    query = {
+        "view": "scores-numeric",
+        "dimensions": [{"field": "name"}],
+        "metrics": [{"measure": what, "aggregation": how} for what, how in measures],
+        "filters": [
+            {"column": "tags", "operator": "any of", "value": [tag], "type": "arrayOptions"}
         ],
-    )
-    return float(row["sum_totalCost"] or 0)
+        "fromTimestamp": (now - timedelta(hours=1)).isoformat(),
+        "toTimestamp": (now + timedelta(hours=1)).isoformat(),
+    }
+    rows = langfuse.api.metrics.metrics(query=json.dumps(query)).data
+    return [(r["name"], int(r["count_count"]), r["avg_value"], r["min_value"]) for r in rows]
 
 
-# %% 5. Follow a score over time, and look at its worst end
+# %% 5. Turn bad answers into a dataset
 #
-# An average hides the answers that went wrong: ask for the median and the lowest value,
-# and for the score of each day, so that a bad release shows on the day it went out.
-
-
-def ask_metrics(langfuse: Langfuse, since: datetime, **query: Any) -> list[dict[str, Any]]:
-    """Return the rows of a Metrics API query over the time from `since` until now."""
-    until = datetime.now(UTC) + timedelta(minutes=1)
-    period = {"fromTimestamp": since.isoformat(), "toTimestamp": until.isoformat()}
-    rows: list[dict[str, Any]] = langfuse.api.metrics.metrics(query=json.dumps(query | period)).data
-    return rows
-
-
-STATISTICS = ("avg", "p50", "min")
-
-
-def score_statistics(langfuse: Langfuse, tag: str, since: datetime) -> list[dict[str, Any]]:
-    """Return count, average, median and lowest value of each score on traces with this tag.
-
-    In Langfuse: Dashboards, a chart of numeric scores by name.
-    """
-    return ask_metrics(
-        langfuse,
-        since,
-        view="scores-numeric",
-        dimensions=[{"field": "name"}],
-        metrics=[
-            {"measure": "count", "aggregation": "count"},
-            *({"measure": "value", "aggregation": how} for how in STATISTICS),
-        ],
-        filters=[{"type": "arrayOptions", "column": "tags", "operator": "any of", "value": [tag]}],
-    )
-
-
-def rating_by_day(langfuse: Langfuse) -> list[dict[str, Any]]:
-    """Return count and average of `user-rating`, of all runs, for each of seven days (UTC).
-
-    In Langfuse: Dashboards, a chart of numeric scores over time.
-    """
-    return ask_metrics(
-        langfuse,
-        datetime.now(UTC) - timedelta(days=6),
-        view="scores-numeric",
-        metrics=[
-            {"measure": "count", "aggregation": "count"},
-            {"measure": "value", "aggregation": "avg"},
-        ],
-        timeDimension={"granularity": "day"},
-        filters=[{"type": "string", "column": "name", "operator": "=", "value": "user-rating"}],
-    )
-
-
-# %% 6. Try a change on a dataset before your users do
-#
-# A dataset keeps questions with what a good answer must contain. Run the old and the new
-# prompt on it, look at the items that changed, and let a gate refuse what is worse.
+# For each answer that was rated low, somebody writes down what a good one contains. From then
+# on every new version is tried on it.
 
 DATASET = "shop-questions"
-ITEMS = [  # question, and the words that a good answer contains
-    ("Can I return shoes after 20 days?", "30 days"),
-    ("When do I get the refund?", "5 working days"),
-    ("What does standard delivery cost?", "4.90 euros"),
-    ("When is delivery free of charge?", "60 euros"),
-    ("What does express delivery cost?", "12 euros"),
-    ("Which size should I choose between two sizes?", "larger"),
-    ("How often do leather shoes need wax?", "once a month"),
-    ("How long is the warranty?", "two years"),
-    ("When must an invoice be paid?", "14 days"),
-    ("Do you repair bicycles?", "does not say"),
-    ("Who founded the company?", "does not say"),
-    ("Is there a discount for students?", "does not say"),
-]
+EXPECTED = {  # what a good answer contains
+    "Can I return shoes after 20 days?": "30 days",
+    "When do I get the refund?": "5 working days",
+    "What does express delivery cost?": "12 euros",
+    "Is it offered to islands?": "not offered to islands",
+    "How often do leather shoes need wax?": "once a month",
+    "Do you repair bicycles?": "does not say",
+    "How long is the warranty?": "two years",
+    "When must an invoice be paid?": "14 days",
+}
 
 
-def prepare_dataset(langfuse: Langfuse) -> None:
-    """Create the dataset and its items; on the next run the same ids are updated.
+def build_dataset(langfuse: Langfuse, sources: dict[str, str]) -> None:
+    """Create or update the dataset; `sources` has the traces that questions come from.
 
-    In Langfuse: open Datasets. Add an item from any trace that went wrong, and it will
-    not go wrong again unnoticed.
+    In Langfuse: open Datasets. An item with a source links to its trace.
     """
-    langfuse.create_dataset(name=DATASET, description="Questions with what an answer must contain")
-    for number, (question, expected) in enumerate(ITEMS, 1):
+    langfuse.create_dataset(name=DATASET, description="Questions, and what an answer must contain")
+    for number, (question, expected) in enumerate(EXPECTED.items(), 1):
         langfuse.create_dataset_item(
             dataset_name=DATASET,
             id=f"{DATASET}-{number:02}",
             input=question,
             expected_output=expected,
+            source_trace_id=sources.get(question),
         )
 
 
+# %% 6. Try a change on it before your users do
+#
+# Change one thing at a time, or you will not know what helped. A better average can hide a
+# question that used to be answered, so the gate looks at every item.
+
+
 def contains_expected(*, output: str, expected_output: str, **_: Any) -> Evaluation:
-    """Score 1 when the answer contains what it must, else 0."""
+    """Score 1 if the answer contains what it must, else 0."""
     return Evaluation(name="correct", value=float(expected_output in output))
-
-
-def share_correct(*, item_results: list[Any], **_: Any) -> Evaluation:
-    """Score the run as a whole: the share of correct answers.
-
-    An item whose task raised an error has no result. It counts as wrong, or a prompt that
-    fails on the hard questions would look better for it.
-    """
-    correct = [e.value for r in item_results for e in r.evaluations if e.name == "correct"]
-    return Evaluation(name="accuracy", value=sum(correct) / len(ITEMS))
 
 
 def try_prompt(langfuse: Langfuse, client: OpenAI, name: str, instruction: str) -> ExperimentResult:
     """Answer every question of the dataset with this prompt, and score the answers.
 
-    In Langfuse: open Datasets, then Experiments, and select both runs to compare them
-    item by item.
+    In Langfuse: open the dataset, then Experiments; tick two of them and select Compare.
     """
 
     def answer(*, item: Any, **_: Any) -> str:
-        return write_answer(client, instruction, item.input)
+        return write_answer(client, instruction, item.input)[0]
 
     return langfuse.get_dataset(DATASET).run_experiment(
-        name=f"{DATASET}-{name}",
-        task=answer,
-        evaluators=[contains_expected],
-        run_evaluators=[share_correct],
+        name=f"{DATASET}-{name}", task=answer, evaluators=[contains_expected]
     )
 
 
-def accuracy_of(result: ExperimentResult) -> float:
-    """Return the accuracy that the run evaluator found, from 0 to 1."""
-    [accuracy] = [e.value for e in result.run_evaluations if e.name == "accuracy"]
-    return float(accuracy)
+def passed(result: ExperimentResult) -> set[str]:
+    """Return the questions that were answered correctly; one whose task failed is not there."""
+    results: list[Any] = list(result.item_results)
+    return {each.item.input for each in results if any(found.value for found in each.evaluations)}
 
 
-def answers_of(result: ExperimentResult) -> dict[str, tuple[str, bool]]:
-    """Return each question's answer, and whether it was correct; `failed` without a result."""
-    answers = {question: ("failed", False) for question, _ in ITEMS}
-    for each in result.item_results:
-        item: Any = each.item
-        correct = [e.value for e in each.evaluations if e.name == "correct"]
-        answers[item.input] = (str(each.output), bool(correct and correct[0]))
-    return answers
-
-
-def changed_items(
-    before: ExperimentResult, after: ExperimentResult
-) -> Iterable[tuple[str, str, str, str]]:
-    """Yield what became of it, question, old and new answer, where the verdict changed."""
-    new_answers = answers_of(after)
-    for question, (old, was_correct) in answers_of(before).items():
-        new, is_correct = new_answers[question]
-        if was_correct != is_correct:
-            yield "better" if is_correct else "worse", question, old, new
-
-
-def pass_or_refuse(before: ExperimentResult, after: ExperimentResult) -> None:
-    """Raise `RegressionError` when the new prompt answers fewer questions correctly.
-
-    Langfuse's GitHub Action turns this error into a failed check; any other CI sees the
-    exit status.
-    """
-    if accuracy_of(after) < accuracy_of(before):
-        raise RegressionError(
-            result=after,
-            metric="accuracy",
-            value=accuracy_of(after),
-            threshold=accuracy_of(before),
-        )
-
-
-Asked = list[tuple[str, str, str, str]]  # session, trace, question, answer
-
-
-def hold_conversations(langfuse: Langfuse, client: OpenAI, run: str) -> Asked:
-    """Answer every question of CONVERSATIONS, and store the ratings that come later."""
-    asked: Asked = []
-    for user, turns in CONVERSATIONS.items():
-        session_id = f"chat-{user}-{run}"
-        with propagate_attributes(user_id=user, session_id=session_id, tags=[f"run:{run}"]):
-            for question, stars in turns:
-                trace_id = langfuse.create_trace_id()
-                answer = answer_question(client, question, langfuse_trace_id=trace_id)
-                rate_answer(langfuse, trace_id, 3, "clicked in passing")
-                rate_answer(langfuse, trace_id, stars, "thought again")
-                asked.append((session_id, trace_id, question, answer))
-        close_session(langfuse, session_id, [stars for _, stars in turns])
-    return asked
-
-
-def judge_all(client: OpenAI, asked: Asked, run: str) -> list[tuple[str, ...]]:
-    """Return a row for each answer: the question, and what the judge says, or `failed`."""
-    rows: list[tuple[str, ...]] = []
-    for session_id, trace_id, question, answer in asked:
-        with propagate_attributes(session_id=session_id, tags=[f"run:{run}"]):
-            judged = judge_answer(client, trace_id, question, answer)
-        rows.append((question, *([f"{v:.2f}" for _, v in judged] if judged else ["failed"])))
-    return rows
+def refuse_regressions(before: ExperimentResult, after: ExperimentResult) -> None:
+    """Raise RegressionError, which fails a check in CI, if a right answer is not right any more."""
+    lost = passed(before) - passed(after)
+    if lost:
+        raise RegressionError(result=after, metric="lost items", value=len(lost), threshold=0)
 
 
 def main() -> None:
-    """Conversations with scores of every kind, the numbers they add up to, and a gate."""
+    """Run the sections in order; each ends with what was stored of it."""
     connect()
-    langfuse, client = Langfuse(), OpenAI(timeout=60)
-    started = datetime.now(UTC) - timedelta(seconds=1)
-    run = langfuse.create_trace_id()[:8]
-
-    show_section("1. and 2. Answers, scored by code, and rated later")
-    asked = hold_conversations(langfuse, client, run)
-    for _, _, question, answer in asked:
-        show_answer(question, answer)
-    show_section("3. What a judge says about them (the local one only counts shared words)")
-    rows = judge_all(client, asked, run)
-    show_table(("answer to", "relevance", "faithfulness", "toxicity"), rows)
-    cut_off = judge_answer(client, *asked[0][1:], max_tokens=5)
-    show_result("cut off", "judged" if cut_off else "failed: no score, but an error to count")
+    langfuse, client, run = Langfuse(), OpenAI(), uuid.uuid4().hex[:8]
+    show_section("1. Score what happened, where it happened")
+    rated: list[tuple[Answer, int]] = []
+    for user, turns in CONVERSATIONS.items():
+        session_id = f"chat-{user}-{run}"
+        with propagate_attributes(user_id=user, session_id=session_id, tags=[f"run:{run}"]):
+            rated += [(answer_question(client, question), stars) for question, stars in turns]
+        close_session(langfuse, session_id, [stars for _, stars in turns])
+    for answer, _ in rated:
+        show_answer(answer.question, answer.text)
+    show_trace()
+    show_section("2. Take feedback that comes later, and may change")
+    for answer, stars in rated:
+        now = datetime.now(UTC)
+        rate_answer(langfuse, answer.trace_id, 3, now)
+        rate_answer(langfuse, answer.trace_id, stars, now + timedelta(seconds=1))
+        show_result(f"3 stars, then {stars}", answer.question)
+    show_section("3. Let a model judge (the local model only counts shared words)")
+    judged = 0
+    for answer, _ in rated:
+        judgement = judge_answer(client, answer)
+        judged += len(judgement)
+        show_result(answer.question, judgement or "failed")
+    judge_answer(client, rated[0][0], max_tokens=5)  # too few for an answer
+    show_trace()
     if not tracing_is_on():
-        show_line("  Sections 4 to 6 read back what is stored: not with tracing off.")
+        show_result("4. to 6.", "skipped: with tracing off nothing is stored")
         return
-
-    langfuse.flush()  # hand over what is waiting before anyone adds it up
-    ids = list(dict.fromkeys(session_id for session_id, *_ in asked))
-    closed, resolved = poll(lambda: resolution(langfuse, ids), until=lambda r: r[0] == len(ids))
-    cost = cost_of_sessions(langfuse, ids, started)
-    show_section("4. The numbers that a business steers by")
-    show_result("resolution rate", f"{resolved} of {closed}")
-    show_result("cost per resolved", f"${cost / resolved:.6f}" if resolved else "none resolved")
-
-    show_section("5. The scores of this run, and the ratings of all runs by day")
-    show_table(
-        ("score", "count", "average", "median", "lowest"),
-        [
-            (row["name"], row["count_count"], *(f"{row[f'{how}_value']:.2f}" for how in STATISTICS))
-            for row in score_statistics(langfuse, f"run:{run}", started)
-        ],
+    show_section("4. Read the scores back")
+    sent = 2 * len(rated) + judged
+    rows = poll(
+        lambda: score_statistics(langfuse, f"run:{run}"),
+        until=lambda rows: sum(count for _, count, *_ in rows) >= sent,
     )
-    for row in rating_by_day(langfuse):
-        if row["count_count"]:
-            said = f"{row['count_count']} ratings, {row['avg_value']:.2f} on average"
-            show_result(row["time_dimension"], said)
-
-    show_section("6. The old and the new prompt on the same twelve questions")
-    show_answer("old", BASELINE.strip())
-    show_answer("new", CANDIDATE.strip())
-    prepare_dataset(langfuse)
+    for name, count, average, lowest in rows:
+        show_result(name, f"{count} scores, {average:.2f} on average, the lowest {lowest:.2f}")
+    show_section("5. Turn bad answers into a dataset")
+    bad = {answer.question: answer.trace_id for answer, stars in rated if stars < 3}
+    build_dataset(langfuse, bad)
+    for question in bad:
+        show_result("from a bad answer", f"{question} -> {EXPECTED[question]}")
+    show_section("6. Try a change on it before your users do")
     before = try_prompt(langfuse, client, "baseline", BASELINE)
     after = try_prompt(langfuse, client, "candidate", CANDIDATE)
-    for verdict, question, old, new in changed_items(before, after):
-        show_answer(f"{verdict}: {question}", f"{old}\n    -> {new}")
-    show_result("accuracy", f"{accuracy_of(before):.2f} before, {accuracy_of(after):.2f} after")
-    show_trace(asked[0][1])
+    for question in passed(before) ^ passed(after):
+        show_result("better" if question in passed(after) else "worse", question)
     try:
-        pass_or_refuse(before, after)
+        refuse_regressions(before, after)
     except RegressionError as error:
         fail(f"The gate refuses the new prompt: {error}", 1)
+    show_result("The gate", f"lets it pass: {len(passed(after))} of {len(EXPECTED)} are right")
 
 
 if __name__ == "__main__":

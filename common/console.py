@@ -192,7 +192,8 @@ def draw_tree(observations: Sequence[ObservationV2]) -> None:
         if node and node.status_message:
             guide = row[0].removesuffix(node.name or "(no name)")
             guide = guide.replace("├─ ", "│  ").replace("└─ ", "   ")
-            show_line(f"  {guide}{node.level}: {node.status_message}", style)
+            told = textwrap.shorten(node.status_message, 160, placeholder=" …")
+            show_line(f"  {guide}{node.level}: {told}", style)
 
 
 _LEVEL_STYLES = {"ERROR": "red", "WARNING": "yellow", "DEBUG": "dim"}
