@@ -12,7 +12,7 @@ The traces:
 
     write-answer         generation
 
-    answer-question      chain       x 3
+    answer-question      chain       x 4
       find-passages      retriever
       write-answer       generation
 

@@ -14,13 +14,13 @@ The traces:
 
     classify-question        generation  x 2
 
-    answer-request           chain       x 28
+    answer-request           chain       x 17
       write-answer           generation
 
-    answer-request           chain       x 24
-
-    answer-request           chain       x 8
+    answer-request           chain       x 3
       classify-question      generation
+
+    answer-request           chain       x 40
 
     answer-within-budget     chain       x 3
       check-budget           guardrail
@@ -60,7 +60,7 @@ COMMON = ["How long is the warranty?", "Can I pay by invoice?", "Are your shoes 
 MODELS = ["gpt-6-luna", "gpt-5.4-mini", "gpt-6-sol"]
 OWN_MODEL = "shop-topics"  # our own, traced by hand; Langfuse has no price for it
 REQUESTS = 60  # of the simulated day
-DAILY_LIMIT = Decimal("0.0004")  # USD per user
+DAILY_LIMIT = Decimal("0.00035")  # USD per user
 MAX_TOKENS = 500  # per answer, including what the model thinks before it answers
 Messages = list[dict[str, str]]
 Rows = list[dict[str, Any]]
@@ -341,6 +341,7 @@ def main() -> None:  # noqa: C901  a table of contents
         for question in [*COMMON, QUESTION]:
             spent = spent_today(langfuse, f"gus-{run}") if tracing_is_on() else Decimal(0)
             show_answer(question, answer_within_budget(client, f"gus-{run}", spent, question))
+            show_result("spent before", console.usd_text(spent))
             show_trace()
 
 

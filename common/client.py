@@ -72,6 +72,8 @@ def connect(*, asks_model: bool = True) -> None:
     # logs each failed model call, which is raised as well.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
     logging.getLogger("langfuse").addFilter(_is_news)
+    if put.items() >= OFF.items():  # where there is no trace, it would warn at each score
+        logging.getLogger("langfuse").setLevel(logging.CRITICAL)
     for line in lines:
         show_line(line)
     price = price_of(settings["OPENAI_MODEL"].value)

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from common.errors import NotStoredError, explain
+from common.errors import explain_model
 from common.readback import last_trace_id, read_trace, sent_count
 
 # Piped output has no width of its own: 120 columns keep a tree on one line per node.
@@ -57,7 +57,7 @@ def show_section(title: str) -> None:
 
 @contextmanager
 def section(title: str) -> Iterator[None]:
-    """Print a heading; where the block fails, say why, draw what was stored, and go on.
+    """Print a heading; where the model fails, say why, draw what was stored, and go on.
 
     `end_sections()` gives the program its exit status.
     """
@@ -65,8 +65,8 @@ def section(title: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = explain(error)
-        if not said or isinstance(error, NotStoredError):
+        said = explain_model(error)
+        if not said:
             raise
         _failed.append(title.strip())
         show_line(f"  Failed: {said}", "red")

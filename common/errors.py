@@ -21,18 +21,20 @@ _CHECK = "run `python -m recipes.check_connection`"
 
 
 def explain(error: BaseException) -> str:
-    """Return in one line what a service did wrong and what to check; "" for any other error.
-
-    Neither a key nor a server's page is repeated.
-    """
-    names = {each.__name__ for each in type(error).__mro__ if each.__module__.startswith("openai")}
+    """Return in one line what a service did wrong and what to check; "" for any other error."""
     if isinstance(error, NotStoredError):
-        said = str(error)
-    elif isinstance(error, ApiError):
-        said = f"Langfuse answered {error.status_code}: {_CHECK}."
-    elif isinstance(error, httpx.HTTPError):  # openai has errors of its own
-        said = f"Langfuse cannot be reached ({error}): {_CHECK}, or unset both keys to stay local."
-    elif "APIConnectionError" in names:
+        return str(error)
+    if isinstance(error, ApiError):
+        return f"Langfuse answered {error.status_code}: {_CHECK}."
+    if isinstance(error, httpx.HTTPError):  # openai has errors of its own
+        return f"Langfuse cannot be reached ({error}): {_CHECK}, or unset both keys to stay local."
+    return explain_model(error)
+
+
+def explain_model(error: BaseException) -> str:
+    """Return the same for the service of the model; neither a key nor a page is repeated."""
+    names = {each.__name__ for each in type(error).__mro__ if each.__module__.startswith("openai")}
+    if "APIConnectionError" in names:
         cause = str(error.__cause__ or error).rstrip(".")
         said = f"{_model_url()} cannot be reached: {cause}. Check OPENAI_BASE_URL."
     elif "OpenAIError" in names:

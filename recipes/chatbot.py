@@ -36,7 +36,7 @@ from langfuse.openai import OpenAI
 
 from common import console
 from common.client import connect
-from common.errors import explain
+from common.errors import explain_model
 from common.readback import sent_count
 from common.retriever import handbook
 
@@ -227,7 +227,7 @@ def main() -> None:
                 try:
                     take_turn(client, conversations[-1], line, console.show_pieces)
                 except (openai.OpenAIError, ValueError) as error:
-                    console.show_line(f"    No answer: {explain(error) or error}", "red")
+                    console.show_line(f"    No answer: {explain_model(error) or error}", "red")
     console.show_line("\nGoodbye.")  # on a line of its own: the terminal has written ^C
     langfuse.flush()  # hand over what is waiting before anyone opens the links
     for conversation in conversations:

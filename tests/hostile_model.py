@@ -58,7 +58,13 @@ def wrong(way: str) -> dict[str, Any]:
 def response(way: str, asked: dict[str, Any]) -> dict[str, Any]:
     text = {"type": "output_text", "text": "Yes.", "annotations": []}
     output: list[dict[str, Any]] = [
-        {"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": [text]}
+        {
+            "type": "message",
+            "id": "m",
+            "role": "assistant",
+            "status": "completed",
+            "content": [text],
+        }
     ]
     if way in CALLS and asked.get("tools") and asked.get("tool_choice") != "none":
         name, arguments = CALLS[way]

@@ -17,8 +17,11 @@ from conftest import (
     stored_observations,
     stored_trees,
 )
+from hostile_model import WAYS, going_wrong
 
 REFUSING = str(Path(__file__).parent / "refuse_sockets")
+VERBS = "answer|ask|check|choose|classify|embed|find|judge|look|rank|rewrite|search|stream|write"
+UNPRICED = "shop-topics"
 
 
 @pytest.fixture(params=LESSONS)
@@ -26,50 +29,43 @@ def lesson(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-# With these words each lesson begins to read back what it stored.
-READS_BACK = (
-    "4. Read back|What was stored|Express delivery costs|6. Let Langfuse|4. The numbers that"
-)
-
-
-def answers(output: str) -> str:
-    """Return the part of a lesson's output that does not depend on where traces go."""
-    end = re.search(READS_BACK, output)
-    assert end
-    return output[output.index("shoes") : end.start()]
+def answers(output: str) -> list[str]:
+    """Return the answers that a lesson printed, but for refusals: those depend on what was spent."""
+    return re.findall(r"^    (?!Refused)\S.*", output, flags=re.MULTILINE)
 
 
 def test_shows_what_it_stored(lesson: str, first_run: Ran) -> None:
     assert (first_run.process.returncode, first_run.process.stderr) == (0, "")
+    output = first_run.process.stdout
     with first_run.desk.serving() as client:
         stored = stored_trees(client)
         assert sorted(stored) == sorted(promised_trees((TOP / lesson).read_text()))
-        assert len(drawn_trees(first_run.process.stdout)) > 0
-        for tree in drawn_trees(first_run.process.stdout):
-            assert tree in stored
-        link = first_run.process.stdout.split()[-1]
-        assert f":{first_run.desk.port}/project/local/traces/" in link
-        assert client.get(link).status_code == 200
+        drawn = drawn_trees(output)
+        assert drawn
+        assert all(tree in stored for tree in drawn)
         nodes = stored_observations(client)
-        assert link.rpartition("/")[2] in {node["traceId"] for node in nodes}
-        for node in nodes:
-            check_good_practice(node)
-
-
-VERBS = "answer|ask|check|choose|classify|embed|find|judge|look|rank|rewrite|search|stream|write"
-UNPRICED = ("shop-topics",)
+        traces = {node["traceId"] for node in nodes}
+        links = re.findall(r"^  (http\S+)$", output, flags=re.MULTILINE)
+        assert len(links) == len(drawn)
+        assert {link.rpartition("/")[2] for link in links} <= traces
+        assert links[0].startswith(f"http://127.0.0.1:{first_run.desk.port}/project/local/traces/")
+        assert client.get(links[-1]).status_code == 200
+    for node in nodes:
+        check_good_practice(node)
 
 
 def check_good_practice(node: dict[str, Any]) -> None:
     where = f"{node['traceName']}: {node['name']}"
     assert node["release"] == "lessons", where
+    known = node["isRootObservation"] == (node["parentObservationId"] is None)
+    assert known, f"{where}: a preset trace id, whose scores no breakdown finds"
     if node["environment"] == "sdk-experiment":
         return  # these names are the SDK's
     assert node["environment"] == "development", where
     assert re.fullmatch(f"({VERBS})(-[a-z]+)*", node["name"]), where
     if node["isRootObservation"]:
         assert node["input"], where
-        assert node["output"], where
+        assert node["output"] or node["level"] == "ERROR", where
     if node["type"] == "GENERATION":
         assert node["model"], where
         if node["level"] == "ERROR":
@@ -77,7 +73,7 @@ def check_good_practice(node: dict[str, Any]) -> None:
         else:
             assert node["usageDetails"]["input"] > 0, where
             # Given by hand in lesson 2; left out on purpose in lesson 4.
-            assert node["costDetails"] or node["model"] in UNPRICED, where
+            assert node["costDetails"] or node["model"] == UNPRICED, where
 
 
 def test_runs_twice_without_duplicates(lesson: str, first_run: Ran, second_run: Ran) -> None:
@@ -88,22 +84,6 @@ def test_runs_twice_without_duplicates(lesson: str, first_run: Ran, second_run: 
     assert answers(first_run.process.stdout) == answers(second_run.process.stdout)
     running = f"stand-in on http://127.0.0.1:{second_run.desk.port}, the file"
     assert running in second_run.process.stdout, "it was there to be used"
-
-
-def test_tracing_off_opens_no_socket(lesson: str, desk: Desk, first_run: Ran) -> None:
-    refused = desk.folder / "refused"
-    ran = desk.run(
-        lesson,
-        LANGFUSE_TRACING_ENABLED="false",
-        PYTHONPATH=REFUSING,
-        REFUSE_SOCKETS="all",
-        REFUSED_SOCKETS_FILE=str(refused),
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert not refused.exists(), refused.read_text()
-    assert not desk.db.exists()
-    for line in re.findall(r"^ {4,}\S.*", answers(first_run.process.stdout), flags=re.MULTILINE):
-        assert line in ran.stdout
 
 
 TWO_SERVERS = """
@@ -129,21 +109,7 @@ def test_of_all_sockets_only_the_model_s_is_not_refused(desk: Desk) -> None:
     assert attempt.endswith(f"('127.0.0.1', {ran.stdout.strip()})")
 
 
-def test_runs_without_network(lesson: str, desk: Desk, tmp_path: Path) -> None:
-    ran = desk.run(
-        lesson,
-        TIKTOKEN_CACHE_DIR=str(tmp_path / "empty"),  # so counts are estimates
-        PYTHONPATH=REFUSING,
-        REFUSE_SOCKETS="internet",
-        REFUSED_SOCKETS_FILE=str(tmp_path / "refused"),
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert drawn_trees(ran.stdout)
-    # The refusal itself is at work: tiktoken did try.
-    assert "openaipublic" in (tmp_path / "refused").read_text()
-
-
-def test_sends_to_langfuse_with_two_keys(lesson: str, desk: Desk) -> None:
+def test_sends_to_langfuse_with_two_keys_and_no_network(lesson: str, desk: Desk) -> None:
     with desk.serving() as langfuse:
         ran = desk.run(
             lesson,
@@ -151,15 +117,21 @@ def test_sends_to_langfuse_with_two_keys(lesson: str, desk: Desk) -> None:
             LANGFUSE_SECRET_KEY=KEYS[1],
             LANGFUSE_BASE_URL=str(langfuse.base_url),
             LOCAL_LANGFUSE_DB=str(desk.folder / "unused.db"),
+            TIKTOKEN_CACHE_DIR=str(desk.folder / "empty"),  # so counts are estimates
+            PYTHONPATH=REFUSING,
+            REFUSE_SOCKETS="internet",
+            REFUSED_SOCKETS_FILE=str(desk.folder / "refused"),
         )
         assert (ran.returncode, ran.stderr) == (0, "")
         assert sorted(stored_trees(langfuse)) == sorted(promised_trees((TOP / lesson).read_text()))
     assert not (desk.folder / "unused.db").exists()
     for key in KEYS:
         assert key not in ran.stdout, "keys are masked"
+    # The refusal itself is at work: tiktoken did try.
+    assert "openaipublic" in (desk.folder / "refused").read_text()
 
 
-def test_says_what_is_lost_when_langfuse_is_down(lesson: str, desk: Desk) -> None:
+def test_says_what_to_do_when_langfuse_is_down(lesson: str, desk: Desk) -> None:
     ran = desk.run(
         lesson,
         LANGFUSE_PUBLIC_KEY="pk-lf-1234567890ab",
@@ -168,9 +140,33 @@ def test_says_what_is_lost_when_langfuse_is_down(lesson: str, desk: Desk) -> Non
     )
     assert ran.returncode == 1
     assert ran.stderr.count("\n") == 1, ran.stderr
-    assert "LANGFUSE_BASE_URL" in ran.stderr
-    if lesson.startswith("01"):
-        assert "nothing listens there" in ran.stdout
-    else:
-        assert "lost" in ran.stderr
-        assert "Unworn shoes can be returned within 30 days." in ran.stdout
+    assert "recipes.check_connection" in ran.stderr
+
+
+# Where a server goes wrong in this way, this lesson ends with this status and these words.
+GOES_WRONG = [
+    ("01", "a page", 1, "another form than OpenAI's"),
+    ("02", "no choices", 1, "4 of the sections failed: 1. Change one import"),
+    ("02", "no responses", 1, "2 of the sections failed"),
+    ("02", "an error in the stream", 1, "2 of the sections failed: 3. Stream"),
+    ("02", "endless", 0, ""),
+    ("03", "no embeddings", 1, "/v1/embeddings is not here"),
+    ("04", "null usage", 0, ""),
+    ("04", "busy", 1, "overloaded"),
+    ("05", "refuses forms", 0, ""),
+    ("recipes.chatbot", "no choices", 0, ""),
+]
+
+
+@pytest.mark.parametrize(("script", "way", "status", "said"), GOES_WRONG)
+def test_ends_with_a_sentence_where_a_model_s_server_goes_wrong(
+    script: str, way: str, status: int, said: str, desk: Desk
+) -> None:
+    assert way in WAYS
+    [lesson] = [name for name in LESSONS if name.startswith(script)] or [f"-m{script}"]
+    with going_wrong(way) as url:
+        ran = desk.run(lesson, OPENAI_BASE_URL=url, LANGFUSE_TRACING_ENABLED="false")
+    assert ran.returncode == status, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert said in ran.stderr
+    assert ran.stderr.count("\n") == bool(said), ran.stderr

@@ -1,0 +1,25 @@
+"""Every lesson runs with Langfuse disabled: needs only requirements.txt and pytest."""
+
+from pathlib import Path
+
+import pytest
+from conftest import LESSONS, Desk
+
+REFUSING = str(Path(__file__).parent / "refuse_sockets")
+ANSWER = "Unworn shoes can be returned within 30 days."
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_runs_with_langfuse_disabled_and_opens_no_socket_to_it(lesson: str, desk: Desk) -> None:
+    refused = desk.folder / "refused"
+    ran = desk.run(
+        lesson,
+        LANGFUSE_TRACING_ENABLED="false",
+        PYTHONPATH=REFUSING,
+        REFUSE_SOCKETS="all",  # but those to the model
+        REFUSED_SOCKETS_FILE=str(refused),
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ANSWER in ran.stdout
+    assert not refused.exists(), refused.read_text()
+    assert not desk.db.exists()
