@@ -83,20 +83,22 @@ def current_settings() -> list[tuple[str, str, str]]:
     four characters with the row here.
     """
     ours = [
-        (setting.name, hide_secrets(setting.shown) or "not set", setting.source)
-        for setting in read_settings().values()
-        if setting.source != "default" or setting.name in DECISIVE
+        (name, shown(name, value) or "not set", source)
+        for name, value, source in read_settings().values()
+        if source != "default" or name in DECISIVE
     ]
     given = [(name, os.environ.get(name) or os.environ.get(name.lower())) for name in NETWORK]
-    return ours + [(name, hide_secrets(value), "environment") for name, value in given if value]
+    return ours + [(name, shown(name, value), "environment") for name, value in given if value]
 
 
-def hide_secrets(value: str) -> str:
-    """Return a value without a password in its address, and a misplaced key masked.
+def shown(name: str, value: str) -> str:
+    """Return a value with a key masked, wherever it stands, and an address without a password.
 
-    `hide_secrets("http://ada:secret@proxy:3128") -> "http://…@proxy:3128"`
+    `shown("HTTPS_PROXY", "http://ada:secret@proxy:3128") -> "http://…@proxy:3128"`
     """
-    return masked(value) if re.match("(pk|sk)-", value) else re.sub("(//)?[^/@]*@", "\\1…@", value)
+    if name.endswith("_KEY") or re.match("(pk|sk)-", value):
+        return masked(value)
+    return re.sub("(^|//)[^/@]*@", r"\1…@", value)
 
 
 def check_sampling(rate: float) -> Check:
