@@ -1,8 +1,8 @@
 """Refuse a model call that a user's budget cannot pay for, before it is made.
 
-A report tells you about money that is gone. And many calls at once all pass a check of
-what was spent so far, because none of them has cost anything yet. So this sets the worst
-case aside before the call, and gives back what the call did not cost.
+A report tells you about money that is already gone. And a check of what was spent so far
+lets any number of calls through at once, because none of them has cost anything yet. This
+sets the worst case aside before each call, and gives back what the call did not cost.
 
 Run it:
 
@@ -61,8 +61,8 @@ Messages = list[dict[str, Any]]
 
 # %% 1. Count the worst case before the call
 #
-# Before the call you know its prompt and the longest answer you allow. That is the most it
-# can cost, and the only number that can stop it.
+# Before the call you know its prompt and the longest answer you allow. Together they are the
+# most it can cost, and you know that number while you can still say no.
 
 
 def messages_about(question: str) -> Messages:
@@ -91,7 +91,7 @@ def worst_case(model: str, messages: Messages, max_tokens: int) -> Decimal:
 # %% 2. Reserve it, and settle when the cost is known
 #
 # The check and the reservation are one step under one lock. With a gap between them, two
-# calls could both see the last cent.
+# calls could both spend the last cent.
 
 
 class BudgetExceededError(RuntimeError):

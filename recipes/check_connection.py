@@ -1,8 +1,8 @@
 """Check the connection to Langfuse, and name the one thing to fix.
 
 The SDK sends in the background and never raises into your app, so a wrong key, address or
-certificate loses every trace in silence. This tries one step after the other, stops at the
-first that fails, and believes in the last only when a span has been read back.
+certificate loses every trace in silence. This checks one step at a time, stops at the first
+that fails, and calls it working only when a span has been read back.
 
 Run it:
 
@@ -12,8 +12,8 @@ It leaves one trace:
 
     check-connection    span
 
-The exit status is 0 when all is well, and 1 when not, with the fix as one line on stderr; it
-is 2 for a setting that no script here can use. With tracing off there is nothing to check.
+The exit status is 0 when all is well, and 1 when not, with the fix as one line on stderr. It
+is 2 for a setting that cannot be used at all. With tracing off there is nothing to check.
 
 Try next: run it with `LANGFUSE_PUBLIC_KEY=pk-lf-1 LANGFUSE_SECRET_KEY=sk-lf-1` in front, and
 once more with `LANGFUSE_BASE_URL=http://localhost:1` as well. Each time, compare the value and
@@ -43,7 +43,7 @@ from common.readback import poll, sent_count
 from common.settings import SettingsError, masked, read_settings
 
 DECISIVE = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY", "LANGFUSE_TRACING_ENABLED")
-# Not ours, but the libraries below us read them.
+# Read by the libraries that the SDK is built on.
 NETWORK = (
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"),
@@ -58,7 +58,7 @@ CLOUD_REGIONS = (
 OLDEST_SERVER = (4, 59)  # what SDK 5 needs; an older server needs SDK 4
 PROXY_FIX = "Correct HTTP_PROXY and HTTPS_PROXY, or name the host in NO_PROXY."
 QUICKLY: RequestOptions = {"timeout_in_seconds": 2, "max_retries": 0}
-GIVE_UP_AFTER = 25  # seconds for all checks; the request that is under way may take 4 more
+GIVE_UP_AFTER = 25  # seconds for all checks; a request already sent may take 4 more
 
 
 @dataclass(frozen=True)
@@ -227,9 +227,9 @@ def reachable(urls: Iterable[str]) -> list[str]:
 
 # %% 3. Send one span, and read it back
 #
-# Spans take another way than all requests so far: the exporter of OpenTelemetry sends them
-# with `requests`, which trusts other certificates and reads `~/.netrc`. It reports a failure
-# only in its log. And what the server has accepted is not stored yet: a worker does that.
+# Spans do not travel like the requests so far: OpenTelemetry's exporter sends them with
+# `requests`, which trusts other certificates and reads `~/.netrc`. When that fails, only its
+# log says so. And a span that was accepted is not stored yet: a worker does that later.
 
 
 def send_span(langfuse: Langfuse) -> tuple[str, str]:
@@ -302,7 +302,7 @@ def check_stored(langfuse: Langfuse, base_url: str, trace_id: str, seconds: floa
 
 # %% 4. Report each step, and stop at the first failure
 #
-# Who waits wants to know what for.
+# A step that takes longer than 3 seconds says what it is waiting for.
 
 
 @contextmanager
