@@ -22,12 +22,11 @@ customers. With a limit it only reads. The traces have these shapes:
 The exit status is 0 within the limits; 1 below one; 2 when it cannot tell: nothing is stored,
 Langfuse does not answer, or an option is wrong.
 
-Try next: delete the prompt in Langfuse or set LOCAL_LANGFUSE_DB to a new file, give CANDIDATE
-the text of PRODUCTION, and run again. The same two groups of customers now get the same
-prompt: what still differs is chance.
+Try next: give CANDIDATE the text of PRODUCTION, set LOCAL_LANGFUSE_DB to the name of a new
+file, and run. The two groups of customers get the same prompt, and their ratings still differ:
+that much is chance.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -35,7 +34,6 @@ import statistics
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -66,6 +64,7 @@ from common.settings import read_settings
 from recipes import Arguments
 
 PROMPT = "answer-shop-question"
+LABELS = ("production", "candidate")
 PRODUCTION = "Answer in one sentence, only from these passages:\n{{passages}}"
 CANDIDATE = (
     "Answer in at most two sentences, only from the passages below. "
@@ -102,21 +101,27 @@ def label_for(user_id: str, prompt_name: str, share: float = 0.5) -> str:
     return "candidate" if int.from_bytes(digest[:8], "big") < share * 2**64 else "production"
 
 
+def version_with(langfuse: Langfuse, label: str) -> int:
+    """Return the version of PROMPT that has this label now, or 0 if none has it."""
+    found = langfuse.api.prompts.list(name=PROMPT, label=label).data
+    return found[0].versions[0] if found else 0
+
+
 def create_missing_prompts(langfuse: Langfuse) -> None:
     """Create a version for each label that has none; those that exist are left alone.
 
     In Langfuse: open Prompts and the prompt. Move a label to another version, and its group
     of customers gets that one.
     """
-    for label, text in (("production", PRODUCTION), ("candidate", CANDIDATE)):
-        if not langfuse.api.prompts.list(name=PROMPT, label=label).data:
+    for label, text in zip(LABELS, (PRODUCTION, CANDIDATE), strict=True):
+        if not version_with(langfuse, label):
             langfuse.create_prompt(name=PROMPT, prompt=text, labels=[label])
 
 
 @observe(name="find-passages", as_type="retriever")
-def find_passages(question: str) -> list[str]:
+def find_passages(question: str) -> str:
     """Return the passages nearest to the question: what the judge will get to read, too."""
-    return [passage.text for passage in search(question)] or ["No passage was found."]
+    return "\n".join(passage.text for passage in search(question)) or "No passage was found."
 
 
 def answer_question(client: OpenAI, question: str, prompt: TextPromptClient) -> tuple[str, str]:
@@ -127,7 +132,7 @@ def answer_question(client: OpenAI, question: str, prompt: TextPromptClient) -> 
     with get_client().start_as_current_observation(
         name="answer-question", as_type="chain", input=question
     ) as root:
-        told = prompt.compile(passages="\n".join(find_passages(question)))
+        told = prompt.compile(passages=find_passages(question))
         response = client.chat.completions.create(
             name="write-answer",
             model=os.environ["OPENAI_MODEL"],
@@ -293,32 +298,25 @@ def ratings_by_day(langfuse: Langfuse, since: datetime, tag: str = "") -> list[d
 # were assigned, not answers, so a customer counts once, however much they rated.
 
 
-@dataclass
-class Version:
-    """What is known of one version: its calls, and the ratings by user."""
-
-    calls: list[ObservationV2] = field(default_factory=list)
-    ratings: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def user_means(self) -> list[float]:
-        """Return one rating per user: the mean of all they gave."""
-        return [statistics.fmean(each) for each in self.ratings.values()]
-
-
-def by_version(calls: Iterable[ObservationV2], ratings: Ratings) -> dict[int, Version]:
-    """Return the calls of PROMPT and their ratings by version, the oldest version first.
+def by_version(calls: Iterable[ObservationV2]) -> dict[int, list[ObservationV2]]:
+    """Return the calls of PROMPT by version, the oldest version first.
 
     In Langfuse: open the prompt, then Metrics: cost, latency and scores of each version.
     """
-    versions: defaultdict[int, Version] = defaultdict(Version)
+    versions: defaultdict[int, list[ObservationV2]] = defaultdict(list)
     for call in calls:
         if call.prompt_name == PROMPT and call.prompt_version is not None:
-            version = versions[call.prompt_version]
-            version.calls.append(call)
-            if call.trace_id in ratings:
-                user = call.user_id or call.trace_id
-                version.ratings[user].append(ratings[call.trace_id])
+            versions[call.prompt_version].append(call)
     return dict(sorted(versions.items()))
+
+
+def user_means(calls: Iterable[ObservationV2], ratings: Ratings) -> list[float]:
+    """Return one rating per user: the mean of all that they gave to these calls."""
+    by_user: defaultdict[str, list[float]] = defaultdict(list)
+    for call in calls:
+        if call.trace_id in ratings:
+            by_user[call.user_id or call.trace_id].append(ratings[call.trace_id])
+    return [statistics.fmean(each) for each in by_user.values()]
 
 
 def verdict(before: list[float], after: list[float]) -> str:
@@ -457,34 +455,21 @@ def below_limits(measured: dict[str, float], limits: dict[str, float]) -> list[s
     ]
 
 
-def parse_share(text: str) -> float:
-    """Return a limit from 0 to 1."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return share
-
-
-def parse_days(text: str) -> int:
-    """Return a number of days, from 1 to 366."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 366:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from 1 to 366")
-    return int(text)
-
-
 def read_options() -> tuple[int, dict[str, float]]:
     """Return the number of days, and the limits that were given."""
     parser = Arguments(prog="python -m recipes.quality_report")
     add_option = parser.add_argument
-    add_option("--days", type=parse_days, default=7, help="in UTC, with today; default: 7")
-    add_option("--min-rating", type=parse_share, help="average user-rating, from 0 to 1")
-    add_option("--min-resolution", type=parse_share, help="share of conversations, from 0 to 1")
+    add_option("--days", type=int, default=7, help="in UTC, with today; default: 7")
+    add_option("--min-rating", type=float, help="average user-rating, from 0 to 1")
+    add_option("--min-resolution", type=float, help="share of conversations, from 0 to 1")
     options = parser.parse_args()
     given = {"rating": options.min_rating, "resolution": options.min_resolution}
-    return options.days, {name: least for name, least in given.items() if least is not None}
+    limits = {name: least for name, least in given.items() if least is not None}
+    if not 1 <= options.days <= 366:
+        parser.error("--days must be from 1 to 366")
+    if not all(0 <= least <= 1 for least in limits.values()):
+        parser.error("a limit must be from 0 to 1: 60 % is written 0.6")
+    return options.days, limits
 
 
 def report_quality(langfuse: Langfuse, since: datetime) -> dict[str, float]:
@@ -503,9 +488,10 @@ def report_quality(langfuse: Langfuse, since: datetime) -> dict[str, float]:
         total = sum(int(day["count_count"]) for day in days)
         points = sum(int(day["count_count"]) * day["avg_value"] for day in days)
         measured["rating"] = points / total
-        show_result("rating", f"{measured['rating']:.3f} on average, from 0 to 1")
-        made_up = sum(int(day["count_count"]) for day in ratings_by_day(langfuse, since, SIMULATED))
-        show_result("ratings", f"{total}, {made_up} of them by simulated customers")
+        simulated = ratings_by_day(langfuse, since, SIMULATED)
+        made_up = sum(int(day["count_count"]) for day in simulated)
+        said = f"{measured['rating']:.3f} on average, from 0 to 1"
+        show_result("rating", f"{said}; {total} ratings, {made_up} by simulated customers")
     for day in days:
         said = f"{int(day['count_count'])} ratings, {day['avg_value']:.3f} on average"
         show_result(day["time_dimension"][:10], said)
@@ -516,23 +502,20 @@ def report_versions(langfuse: Langfuse, since: datetime) -> None:
     """Print the versions of the prompt side by side, and what their difference is worth."""
     show_section(f"2. Versions of the prompt {PROMPT}")
     ratings = by_trace(stored_scores(langfuse, "user-rating", since))
-    versions = by_version(stored_calls(langfuse, since), ratings)
+    versions = by_version(stored_calls(langfuse, since))
     if not versions:
         show_line("  No answer of this prompt is stored.")
         return
-    labels = {
-        label: langfuse.get_prompt(PROMPT, label=label).version
-        for label in ("production", "candidate")
-    }
+    labels = {label: version_with(langfuse, label) for label in LABELS}
     rows = []
-    for number, version in versions.items():
-        means, usd = version.user_means(), total_cost(version.calls)
-        own = [label for label, at in labels.items() if at == number]
+    for number, calls in versions.items():
+        means, usd = user_means(calls, ratings), total_cost(calls)
         rated = f"{statistics.fmean(means):.3f}" if means else "none"
-        cost = "unknown" if usd is None else usd_text(usd / len(version.calls))
-        rows.append((number, ", ".join(own), len(means), rated, len(version.calls), cost))
-    show_table(("version", "now", "customers", "rating", "answers", "USD per answer"), rows)
-    before, after = (versions.get(at, Version()).user_means() for at in labels.values())
+        cost = "unknown" if usd is None else usd_text(usd / len(calls))
+        own = ", ".join(label for label, version in labels.items() if version == number)
+        rows.append((number, own, len(means), rated, len(calls), cost))
+    show_table(("version", "label", "customers", "rating", "answers", "USD per answer"), rows)
+    before, after = (user_means(versions.get(labels[each], []), ratings) for each in LABELS)
     show_result("candidate", verdict(before, after))
 
 
@@ -555,7 +538,7 @@ def report_judge(langfuse: Langfuse, client: OpenAI, since: datetime) -> None:
         show_result("not judged", f"{left} labels: the next run tries again")
     yes_no = {0.0: "wrong", 1.0: "right"}
     rows = []
-    for trace_id in differ:
+    for trace_id in sorted(differ):
         stored = read_answer(langfuse, trace_id)
         question, answer = (stored[0], stored[2]) if stored else (trace_id, "")
         rows.append((question, answer, yes_no[people[trace_id]], yes_no[judged[trace_id]]))
