@@ -84,6 +84,7 @@ QUESTIONS = [  # and the words that a good answer contains
     ("Is there a discount for students?", "does not say"),
     ("When must an invoice be paid?", "14 days"),
 ]
+CALLS = ["GENERATION", "EMBEDDING"]  # what carries tokens and cost
 SCORES = "user-rating,resolved,reviewed-correct,judged-correct"
 Ratings = dict[str, float]  # of each trace
 
@@ -188,16 +189,21 @@ def simulate_customer(langfuse: Langfuse, client: OpenAI, number: int, run: str)
 
 # %% 3. Read back what is stored
 #
-# Every number below comes from these two lists. A sum that the server adds up would be
-# quicker, and would leave out the calls whose cost is unknown without a word.
+# Costs are read call by call. A sum from the server would be quicker, but it leaves out calls
+# whose cost is unknown, and does not say so.
 
 
 def stored_scores(langfuse: Langfuse, name: str, since: datetime) -> list[Any]:
-    """Return all scores of this name, page by page; each has a value and a subject."""
+    """Return all scores with this name, the newest first; each has a value and a subject."""
     scores, cursor = [], None
     while True:
         page = langfuse.api.scores.get_many(
-            name=name, from_timestamp=since, fields="subject", limit=100, cursor=cursor
+            name=name,
+            data_type="NUMERIC,BOOLEAN",
+            from_timestamp=since,
+            fields="subject",
+            limit=100,
+            cursor=cursor,
         )
         scores += page.data
         cursor = page.meta.cursor
@@ -205,12 +211,12 @@ def stored_scores(langfuse: Langfuse, name: str, since: datetime) -> list[Any]:
             return scores
 
 
-def by_trace(scores: Iterable[Any]) -> Ratings:
-    """Return the value of each trace's score, whether it hangs at the trace or at a step."""
+def by_trace(scores: list[Any]) -> Ratings:
+    """Return one value per trace, whether the trace was scored or a step of it; the newest wins."""
     kinds = {"trace": "id", "observation": "trace_id"}
     return {
         getattr(each.subject, kinds[each.subject.kind]): float(each.value)
-        for each in scores
+        for each in reversed(scores)
         if each.subject.kind in kinds
     }
 
@@ -218,14 +224,21 @@ def by_trace(scores: Iterable[Any]) -> Ratings:
 def stored_calls(langfuse: Langfuse, since: datetime) -> list[ObservationV2]:
     """Return all calls of a model with their cost, prompt version, user and session.
 
-    In Langfuse: Tracing without the filter on roots, and with the type GENERATION.
+    In Langfuse: open Tracing, clear the filter on roots, and tick the types GENERATION and
+    EMBEDDING.
     """
+    types = {"type": "stringOptions", "column": "type", "operator": "any of", "value": CALLS}
+    begun = {
+        "type": "datetime",
+        "column": "startTime",
+        "operator": ">=",
+        "value": since.isoformat(),
+    }
     calls, cursor = [], None
     while True:
         page = langfuse.api.observations.get_many(
-            type="GENERATION",
+            filter=json.dumps([types, begun]),
             fields="core,basic,model,usage,prompt,trace_context",
-            from_start_time=since,
             limit=1000,
             cursor=cursor,
         )
@@ -262,9 +275,10 @@ def resolution(scores: Iterable[Any]) -> dict[str, bool]:
 
 def cost_per_resolved(resolved: dict[str, bool], calls: Iterable[ObservationV2]) -> str:
     """Return what all these conversations cost, the failed ones too, per resolved one."""
-    usd = total_cost(call for call in calls if call.session_id in resolved)
-    if usd is None:
-        return "unknown: some of these calls have no price"
+    own = [call for call in calls if call.session_id in resolved]
+    usd = total_cost(own)
+    if usd is None or not own:
+        return f"unknown: {'some of these calls have no price' if own else 'no call is stored'}"
     count = sum(resolved.values())
     return usd_text(usd / count) if count else f"no conversation was resolved, for {usd_text(usd)}"
 
@@ -421,9 +435,12 @@ def wait_until_stored(
 
     def missing() -> int:
         there = {each.id for each in stored_scores(langfuse, SCORES, since)}
+        lost = len({*score_ids} - there)
+        if lost or not answers:
+            return lost
         rated = sum(int(day["count_count"]) for day in ratings_by_day(langfuse, since, SIMULATED))
         calls = sum(call.prompt_name == PROMPT for call in stored_calls(langfuse, since))
-        return len({*score_ids} - there) + max(answers - min(rated, calls), 0)
+        return max(answers - min(rated, calls), 0)
 
     langfuse.flush()
     with waiting("Waiting until every score is stored"):

@@ -277,42 +277,45 @@ def test_a_second_run_only_reads_and_limits_have_a_status(ran: Ran, tmp_path: Pa
     assert (len(after.nodes), len(after.scores)) == (len(before.nodes), len(before.scores))
 
 
+def unpriced_span(**own: Any) -> dict[str, Any]:
+    """Return an OTLP span of a call with tokens, and with a model that nobody has a price for."""
+    now = f"{int(time.time())}000000000"
+    own = {"model.name": "shop-topics", "usage_details": '{"input": 5}', **own}
+    values = {
+        key: {"intValue" if isinstance(v, int) else "stringValue": v} for key, v in own.items()
+    }
+    start = ("", "langfuse.observation.")
+    return {
+        "traceId": uuid.uuid4().hex,
+        "spanId": uuid.uuid4().hex[:16],
+        "name": "call-model",
+        "startTimeUnixNano": now,
+        "endTimeUnixNano": now,
+        "attributes": [
+            {"key": start[key != "session.id"] + key, "value": value}
+            for key, value in values.items()
+        ],
+    }
+
+
 def test_more_than_a_page_unknown_costs_and_real_customers(
     ran: Ran, store: Store, tmp_path: Path
 ) -> None:
     """Rows that other programs have stored: a call without a price, 130 closed conversations."""
     desk = ran.desk.copied_to(tmp_path)
-    call = next(n for n in store.named("write-answer") if n["promptVersion"] == 2)
-    attributes = {
-        "langfuse.observation.type": "generation",
-        "langfuse.observation.model.name": "shop-topics",
-        "langfuse.observation.usage_details": '{"input": 5}',
-        "langfuse.observation.prompt.name": recipe.PROMPT,
-        "session.id": call["sessionId"],
-        "user.id": call["userId"],
-    }
-    values: list[dict[str, Any]] = [
-        {"key": key, "value": {"stringValue": value}} for key, value in attributes.items()
-    ]
-    values.append({"key": "langfuse.observation.prompt.version", "value": {"intValue": "2"}})
-    nanoseconds = f"{int(time.time())}000000000"
-    span = {
-        "traceId": uuid.uuid4().hex,
-        "spanId": uuid.uuid4().hex[:16],
-        "name": "write-answer",
-        "startTimeUnixNano": nanoseconds,
-        "endTimeUnixNano": nanoseconds,
-        "attributes": values,
-    }
-    body = {"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {}, "spans": [span]}]}]}
+    of_chat = {"type": "embedding", "session.id": store.named("write-answer")[0]["sessionId"]}
+    of_version = {"type": "generation", "prompt.name": recipe.PROMPT, "prompt.version": 2}
+    spans = [unpriced_span(**of_chat), unpriced_span(**of_version)]
+    body = {"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {}, "spans": spans}]}]}
     closed = [
         {"name": "resolved", "value": 1, "dataType": "BOOLEAN", "sessionId": f"s{n}", "id": f"s{n}"}
         for n in range(130)
     ]
     real = {"name": "user-rating", "value": 1, "dataType": "NUMERIC", "traceId": "a" * 32}
+    words = {"name": "user-rating", "value": "fine", "dataType": "CATEGORICAL", "traceId": "b" * 32}
     with desk.serving() as client:
         client.post("/api/public/otel/v1/traces", json=body).raise_for_status()
-        client.post("/api/public/scores", json=[*closed, real]).raise_for_status()
+        client.post("/api/public/scores", json=[*closed, real, words]).raise_for_status()
         again = desk.run(*RECIPE)
     assert (again.returncode, again.stderr) == (0, "")
     assert "  resolved             135 of 140 (96%)\n" in again.stdout
@@ -394,7 +397,7 @@ def test_a_failed_conversation_is_paid_for_by_the_resolved_ones() -> None:
     assert recipe.cost_per_resolved({"s": True, "t": True}, calls) == "$0.150000"
     said = recipe.cost_per_resolved({"s": False}, calls)
     assert said == "no conversation was resolved, for $0.300000"
-    assert recipe.cost_per_resolved({"t": True}, calls) == "$0.000000", "of another session"
+    assert recipe.cost_per_resolved({"t": True}, calls) == "unknown: no call is stored"
 
 
 @pytest.mark.parametrize(
@@ -427,4 +430,5 @@ def test_a_label_at_a_step_is_one_of_its_trace() -> None:
         {"kind": "session", "id": "s"},
     ]
     scores = [SimpleNamespace(subject=SimpleNamespace(**each), value=True) for each in subjects]
-    assert recipe.by_trace(scores) == {"t": 1.0, "u": 1.0}
+    older = SimpleNamespace(subject=SimpleNamespace(kind="trace", id="t"), value=False)
+    assert recipe.by_trace([*scores, older]) == {"t": 1.0, "u": 1.0}, "the newest is the first"
