@@ -9,7 +9,7 @@ Run it:
     python -m recipes.quality_report
     python -m recipes.quality_report --days 1 --min-rating 0.6 --min-resolution 0.5
 
-Where no answer of its prompt is stored yet, the first form makes some, with simulated
+Where no answer of its prompt is stored yet, the first command makes some, with simulated
 customers. With a limit it only reads. The traces have these shapes:
 
     answer-question         chain       x 20
@@ -193,13 +193,15 @@ def simulate_customer(langfuse: Langfuse, client: OpenAI, number: int, run: str)
 # whose cost is unknown, and does not say so.
 
 
-def stored_scores(langfuse: Langfuse, name: str, since: datetime) -> list[Any]:
+def stored_scores(
+    langfuse: Langfuse, name: str, since: datetime, data_type: str = "BOOLEAN"
+) -> list[Any]:
     """Return all scores with this name, the newest first; each has a value and a subject."""
     scores, cursor = [], None
     while True:
         page = langfuse.api.scores.get_many(
             name=name,
-            data_type="NUMERIC,BOOLEAN",
+            data_type=data_type,
             from_timestamp=since,
             fields="subject",
             limit=100,
@@ -434,7 +436,7 @@ def wait_until_stored(
     """Return when all these scores, and so many simulated answers, can be read back."""
 
     def missing() -> int:
-        there = {each.id for each in stored_scores(langfuse, SCORES, since)}
+        there = {each.id for each in stored_scores(langfuse, SCORES, since, "NUMERIC,BOOLEAN")}
         lost = len({*score_ids} - there)
         if lost or not answers:
             return lost
@@ -518,7 +520,7 @@ def report_quality(langfuse: Langfuse, since: datetime) -> dict[str, float]:
 def report_versions(langfuse: Langfuse, since: datetime) -> None:
     """Print the versions of the prompt side by side, and what their difference is worth."""
     show_section(f"2. Versions of the prompt {PROMPT}")
-    ratings = by_trace(stored_scores(langfuse, "user-rating", since))
+    ratings = by_trace(stored_scores(langfuse, "user-rating", since, "NUMERIC"))
     versions = by_version(stored_calls(langfuse, since))
     if not versions:
         show_line("  No answer of this prompt is stored.")
@@ -553,12 +555,12 @@ def report_judge(langfuse: Langfuse, client: OpenAI, since: datetime) -> None:
     left = sum(trace_id not in judged for trace_id in people)
     if left:
         show_result("not judged", f"{left} labels: the next run tries again")
-    yes_no = {0.0: "wrong", 1.0: "right"}
     rows = []
     for trace_id in sorted(differ):
         stored = read_answer(langfuse, trace_id)
         question, answer = (stored[0], stored[2]) if stored else (trace_id, "")
-        rows.append((question, answer, yes_no[people[trace_id]], yes_no[judged[trace_id]]))
+        verdicts = ("right" if each[trace_id] else "wrong" for each in (people, judged))
+        rows.append((question, answer, *verdicts))
     if rows:
         show_table(("they disagree on", "answer", "people", "judge"), rows)
 

@@ -233,10 +233,10 @@ def test_a_judgement_that_failed_is_no_label(desk: Desk) -> None:
 LATE = """
 from recipes import quality_report as r
 stored, waited = r.stored_scores, []
-def late(langfuse, name, since):
-    found = stored(langfuse, name, since)
+def late(*asked):
+    found = stored(*asked)
     if found and len(waited) < 3:
-        waited.append(name)
+        waited.append(asked)
         return found[3:]
     return found
 r.stored_scores = late
