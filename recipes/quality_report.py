@@ -10,7 +10,7 @@ Run it:
     python -m recipes.quality_report --days 1 --min-rating 0.6 --min-resolution 0.5
 
 Where no answer of its prompt is stored yet, the first command makes some, with simulated
-customers. With a limit it only reads. The traces have these shapes:
+customers. With a limit it simulates nobody. The traces have these shapes:
 
     answer-question         chain       x 20
       find-passages         retriever

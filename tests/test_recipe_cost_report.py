@@ -5,15 +5,24 @@ import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import TOP, Desk, Ran, promised_trees, stored_observations, stored_trees
 
 from common.pricing import PRICES, price_of
-from recipes.cost_report import Ledger, Line, reconcile, write_csv
+from recipes.cost_report import (
+    Ledger,
+    Line,
+    calls_without_cost,
+    label_of,
+    reconcile,
+    write_csv,
+)
 
 RECIPE = ("-m", "recipes.cost_report")
 REFUSING = str(Path(__file__).parent / "refuse_sockets")
@@ -133,6 +142,15 @@ r.poll = functools.partial(r.poll, seconds=1)
 r.classify_question = lambda ledger, request: ledger.add(request.model, {"input": 1})
 r.main()
 """
+LATE = """
+from recipes import cost_report as r
+asked, calls = r.ask_metrics, []
+def late(*args):
+    calls.append(args)
+    return asked(*args) if len(calls) > 2 else [{"count_count": "12"}]
+r.ask_metrics = late
+r.main()
+"""
 FORGOTTEN = """
 from recipes import cost_report as r
 r.Ledger.add = lambda self, model, usage, add=r.Ledger.add: (
@@ -146,6 +164,30 @@ r.main()
 
 def run_code(desk: Desk, code: str) -> subprocess.CompletedProcess[str]:
     return desk.run("-c", code.strip())
+
+
+def test_it_waits_for_a_server_that_is_late(desk: Desk, ran: Ran) -> None:
+    late = run_code(desk, LATE)
+    assert (late.returncode, late.stderr) == (0, "")
+    [said, first] = (each[each.index("\n1. ") :] for each in (late.stdout, ran.process.stdout))
+    assert said == first[: first.index("  written ")]
+
+
+def test_unknown_costs_are_found_on_every_page_and_a_failed_call_has_none() -> None:
+    now = datetime(2026, 11, 28, 23, 30, tzinfo=timezone(-timedelta(hours=1)))  # the 29th in UTC
+    used = {"model": "m", "tags": [], "user_id": "", "start_time": now, "usage_details": {"a": 1}}
+    failed = {**used, "level": "ERROR", "usage_details": {}}
+    rows = [SimpleNamespace(level="DEFAULT", **used), SimpleNamespace(**failed)]
+    pages = {
+        cursor: SimpleNamespace(data=rows, meta=SimpleNamespace(cursor=after))
+        for cursor, after in ((None, "b"), ("b", None))
+    }
+    observations = SimpleNamespace(get_many=lambda cursor, **_: pages[cursor])
+    langfuse: Any = SimpleNamespace(api=SimpleNamespace(observations=observations))
+    found = calls_without_cost(langfuse, "run")
+    assert len(found) == 2
+    labels = [label_of(kind, found[0]) for kind in ("model", "team", "user", "day")]
+    assert labels == ["m", "(no team)", "(no user)", "2026-11-29"]
 
 
 def test_a_call_that_was_lost_ends_the_report(desk: Desk) -> None:
