@@ -199,7 +199,7 @@ def main() -> None:
     show_section("4. Read it back")
     if stored:
         rows = read_back(langfuse, stored[0].trace_id or "")
-        show_table(("observation", "input", "output"), rows)
+        show_table(("step", "input", "output"), rows)
     else:
         show_line("  Skipped: nothing is stored.")
 

@@ -131,7 +131,7 @@ def stream_chat(client: OpenAI, question: str) -> Iterator[str]:
         stream_options={"include_usage": True},
         max_completion_tokens=500,
     )
-    for chunk in islice(stream, 5_000):  # not every server stops at the limit
+    for chunk in islice(stream, 2_000):  # not every server stops at the limit
         if chunk.choices:
             yield chunk.choices[0].delta.content or ""
 
@@ -145,7 +145,7 @@ def stream_response(client: OpenAI, question: str) -> Iterator[str]:
         stream=True,
         max_output_tokens=500,
     )
-    for event in islice(stream, 5_000):
+    for event in islice(stream, 2_000):
         if event.type == "response.output_text.delta":
             yield event.delta
 
@@ -251,8 +251,8 @@ def answer_with_tool(client: OpenAI, question: str) -> str:
 def answer_with_fallback(client: OpenAI, question: str, models: list[str]) -> str:
     """Ask one model after the other until one answers.
 
-    In Langfuse: clear the filter "Is Root Observation" and set Status to ERROR. You find the
-    failed `write-answer` with the error; its trace shows which model answered instead.
+    In Langfuse: clear the filter "Is Root Observation" and set Status to ERROR, and you find
+    the failed `write-answer`; its trace shows which model answered instead.
     """
     get_client().update_current_span(input=question)
     for model in models:

@@ -208,10 +208,7 @@ def answer_from_handbook(
 
 
 def steps_that_say(stored: list[ObservationV2], fact: str) -> list[str]:
-    """Return the names of the steps whose stored output contains the fact.
-
-    In Langfuse: select one step after the other, and read the outputs.
-    """
+    """Return the names of the steps whose output contains the fact, as you would read them."""
     return [node.name or "" for node in stored if fact in str(node.output)]
 
 

@@ -170,7 +170,7 @@ def ask_judge(client: OpenAI, answer: Answer, max_tokens: int) -> Judgement:
 def judge_answer(client: OpenAI, answer: Answer, max_tokens: int = 500) -> dict[str, float]:
     """Score the trace of an answer by a model's judgement; return nothing if there is none.
 
-    In Langfuse: set Name to `judge-answer` and Status to ERROR, to see what was not judged.
+    In Langfuse: set Name to `judge-answer` and Status to ERROR to see what was not judged.
     """
     langfuse = get_client()
     langfuse.update_current_span(input={"question": answer.question, "answer": answer.text})
@@ -270,7 +270,7 @@ def try_prompt(langfuse: Langfuse, client: OpenAI, name: str, instruction: str) 
 
 
 def passed(result: ExperimentResult) -> set[str]:
-    """Return the questions that were answered correctly; one whose task failed is not there."""
+    """Return the questions that were answered correctly; not one whose task failed."""
     results: list[Any] = list(result.item_results)
     return {each.item.input for each in results if any(found.value for found in each.evaluations)}
 
@@ -303,22 +303,21 @@ def main() -> None:
         rate_answer(langfuse, answer.trace_id, stars, now + timedelta(seconds=1))
         show_result(f"3 stars, then {stars}", answer.question)
     show_section("3. Let a model judge (the local model only counts shared words)")
-    judged = 0
-    for answer, _ in rated:
-        judgement = judge_answer(client, answer)
-        judged += len(judgement)
-        show_result(answer.question, judgement or "failed")
+    judged = {answer.question: judge_answer(client, answer) for answer, _ in rated}
+    for question, judgement in judged.items():
+        show_result(question, judgement or "failed")
     judge_answer(client, rated[0][0], max_tokens=5)  # too few for an answer
     show_trace()
     if not tracing_is_on():
         show_result("4. to 6.", "skipped: with tracing off nothing is stored")
         return
     show_section("4. Read the scores back")
-    sent = 2 * len(rated) + judged
+    sent = 2 * len(rated) + sum(map(len, judged.values()))
     rows = poll(
         lambda: score_statistics(langfuse, f"run:{run}"),
         until=lambda rows: sum(count for _, count, *_ in rows) >= sent,
     )
+    show_result("stored", f"{sum(count for _, count, *_ in rows)} of {sent} scores")
     for name, count, average, lowest in rows:
         show_result(name, f"{count} scores, {average:.2f} on average, the lowest {lowest:.2f}")
     show_section("5. Turn bad answers into a dataset")

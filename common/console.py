@@ -151,9 +151,9 @@ def waiting(text: str) -> Iterator[None]:
 def show_trace(trace_id: str = "") -> list[ObservationV2]:
     """Draw a stored trace as a tree, print its link, and return its observations, oldest first.
 
-    Without an id it is the trace that ended last. Nothing is stored, and nothing returned,
-    with tracing off or if LANGFUSE_SAMPLE_RATE left the trace out. Raises `NotStoredError` when it cannot be
-    read back; uncaught, that ends the program with one line on stderr and exit status 1.
+    Without an id it is the trace that ended last. Returns nothing where nothing is stored: with
+    tracing off, or if LANGFUSE_SAMPLE_RATE left it out. Raises `NotStoredError` when it cannot
+    be read back; uncaught, that ends the program with one line on stderr and exit status 1.
     """
     langfuse, given, trace_id = get_client(), trace_id, trace_id or last_trace_id()
     if not sent_count(trace_id) or (trace_id == _last["trace"] and not given):

@@ -136,20 +136,6 @@ def _counts(usage: Any) -> dict[str, int]:
     return {k: int(n) for k, n in numbers if type(n) in (int, float) and n >= 0 and n % 1 == 0}
 
 
-def cost_by_bucket(model: str, usage: Mapping[str, Any]) -> dict[str, Decimal] | None:
-    """Return what each priced bucket of a call costs in USD, and their `total`.
-
-    None where no token has a price: the cost is unknown, which is not 0.
-    """
-    price, buckets = price_of(model), usage_buckets(usage)
-    if price is None:
-        return None
-    usd = price.per_token(sum(count for name, count in buckets.items() if "input" in name))
-    costs = {name: count * usd[name] for name, count in buckets.items() if name in usd}
-    total = sum(costs.values(), Decimal(0))
-    return {**costs, "total": total} if total or (costs and not any(buckets.values())) else None
-
-
 def cost_of(model: str, usage: Mapping[str, Any]) -> Decimal | None:
     """Return the cost of one call in USD, or None where no bucket has a price.
 
@@ -158,8 +144,13 @@ def cost_of(model: str, usage: Mapping[str, Any]) -> Decimal | None:
 
     `cost_of("gpt-6-luna", {"input": 1000, "output": 500}) -> Decimal("0.00035")`
     """
-    costs = cost_by_bucket(model, usage)
-    return None if costs is None else costs["total"]
+    price, buckets = price_of(model), usage_buckets(usage)
+    if price is None:
+        return None
+    usd = price.per_token(sum(count for name, count in buckets.items() if "input" in name))
+    costs = [count * usd[name] for name, count in buckets.items() if name in usd]
+    has_cost = any(costs) or (costs and not any(buckets.values()))
+    return sum(costs, Decimal(0)) if has_cost else None
 
 
 def unpriced_buckets(model: str, usage: Mapping[str, Any]) -> list[str]:

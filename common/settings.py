@@ -32,6 +32,7 @@ DEFAULTS = {
     "LANGFUSE_FLUSH_AT": "512",
     "LANGFUSE_FLUSH_INTERVAL": "5",
     "LANGFUSE_TIMEOUT": "5",
+    "LANGFUSE_DEBUG": "false",
     "LOCAL_LANGFUSE_PORT": "4747",
     "LOCAL_LANGFUSE_DB": ".local_langfuse/langfuse.db",
     "OPENAI_API_KEY": "",
@@ -166,6 +167,7 @@ _FORMS: dict[str, tuple[Callable[[str], object], str]] = {
     "LANGFUSE_FLUSH_AT": (lambda v: int(v) > 0, "a whole number above 0"),
     "LANGFUSE_FLUSH_INTERVAL": (lambda v: 0 < float(v) < 1e6, "a number of seconds above 0"),
     "LANGFUSE_TIMEOUT": (lambda v: int(v) > 0, "a whole number of seconds above 0"),
+    "LANGFUSE_DEBUG": (lambda v: v.lower() in ("true", "false"), "true or false"),
     "LOCAL_LANGFUSE_PORT": (lambda v: 0 < int(v) < 65536, "a port from 1 to 65535"),
 }
 

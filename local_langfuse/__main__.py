@@ -69,8 +69,9 @@ def _serve(port: int, db: Path) -> int:
     sys.stdout.write(
         f"{ABOUT}\n"
         f"Listening on {served.base_url}   (Ctrl-C ends it)\n"
-        f"The lessons find it by themselves; other programs need LANGFUSE_BASE_URL="
-        f"{served.base_url}, LANGFUSE_PUBLIC_KEY={PUBLIC_KEY}, LANGFUSE_SECRET_KEY={SECRET_KEY}\n"
+        "The lessons find it by themselves. To point another program at it:\n"
+        f"  export LANGFUSE_BASE_URL={served.base_url}\n"
+        f"  export LANGFUSE_PUBLIC_KEY={PUBLIC_KEY} LANGFUSE_SECRET_KEY={SECRET_KEY}\n"
         f"Data: {db}, {served.stored} observations\n"
     )
     sys.stdout.flush()

@@ -42,7 +42,9 @@ def _serve(port: int) -> int:
     sys.stdout.write(
         f"{ABOUT}\n"
         f"Listening on {running.base_url}   (Ctrl-C ends it)\n"
-        f"To use it, set OPENAI_BASE_URL={running.base_url} and OPENAI_API_KEY={API_KEY}\n"
+        "To point a program at it:\n"
+        f"  export OPENAI_BASE_URL={running.base_url} OPENAI_API_KEY={API_KEY}\n"
+        "  export OPENAI_MODEL=gpt-6-luna OPENAI_EMBEDDING_MODEL=text-embedding-3-small\n"
     )
     sys.stdout.flush()
     while not asked_to_end.wait(0.5):  # Windows does not interrupt a wait without end

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 import local_langfuse
 from common.settings import DEFAULTS, read_settings
 

@@ -1,7 +1,6 @@
-"""A server of OpenAI's protocol that goes wrong in one way: `python hostile_model.py WAY [PORT]`."""
+"""A server of OpenAI's protocol that goes wrong in one way."""
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,11 +47,12 @@ def chat(way: str) -> dict[str, Any]:
 
 
 def wrong(way: str) -> dict[str, Any]:
-    return {
+    fields: dict[str, dict[str, Any]] = {
         "no usage": {"usage": None},
         "null usage": {"usage": NOTHING},
         "no choices": {"choices": []},
-    }.get(way, {})
+    }
+    return fields.get(way, {})
 
 
 def response(way: str, asked: dict[str, Any]) -> dict[str, Any]:
@@ -163,16 +163,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def going_wrong(way: str, port: int = 0) -> Iterator[str]:
+def going_wrong(way: str) -> Iterator[str]:
     """Serve one way of going wrong, and yield the address for OPENAI_BASE_URL."""
     handler = type("Handler", (Handler,), {"way": way})
-    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/v1"
         server.shutdown()
-
-
-if __name__ == "__main__":
-    with going_wrong(sys.argv[1], int(sys.argv[2])) as url:
-        sys.stdout.write(f"{url}\n")
-        threading.Event().wait()

@@ -30,7 +30,7 @@ def lesson(request: pytest.FixtureRequest) -> str:
 
 
 def answers(output: str) -> list[str]:
-    """Return the answers that a lesson printed, but for refusals: those depend on what was spent."""
+    """Return the answers that a lesson printed, but no refusal: it names a user of this run."""
     return re.findall(r"^    (?!Refused)\S.*", output, flags=re.MULTILINE)
 
 

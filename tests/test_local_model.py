@@ -540,11 +540,11 @@ def test_python_m_local_model_serves_and_says_how_to_use_it(desk: Any) -> None:
         command, cwd=TOP, env=desk.environment(), stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(3)]
+    lines = [process.stdout.readline() for _ in range(5)]
     base = f"http://127.0.0.1:{desk.port}/v1"
     assert "This is not OpenAI" in lines[0]
     assert base in lines[1]
-    assert f"OPENAI_BASE_URL={base} and OPENAI_API_KEY=sk-local" in lines[2]
+    assert f"export OPENAI_BASE_URL={base} OPENAI_API_KEY=sk-local" in lines[3]
     assert local_model.is_running(base)
     again = desk.run("-m", "local_model", "--port", str(desk.port))
     assert (again.returncode, "Already running" in again.stdout) == (0, True)
