@@ -71,7 +71,7 @@ def last_trace_id() -> str:
     return next(reversed(_sent.by_trace), "")
 
 
-def poll(read: Callable[[], T], *, until: Callable[[T], bool], seconds: float = 30) -> T:
+def poll(read: Callable[[], T], *, until: Callable[[T], bool], seconds: float = 25) -> T:
     """Call `read` until its answer is what you wait for, or `seconds` have passed.
 
     Langfuse Cloud shows a trace some seconds after it accepted it. Returns the last
@@ -85,7 +85,7 @@ def poll(read: Callable[[], T], *, until: Callable[[T], bool], seconds: float = 
         threading.Event().wait(0.3)  # as long as a person does not notice
 
 
-def read_trace(langfuse: Langfuse, trace_id: str, seconds: float = 30) -> list[ObservationV2]:
+def read_trace(langfuse: Langfuse, trace_id: str, seconds: float = 25) -> list[ObservationV2]:
     """Return all stored observations of a trace, oldest first.
 
     Raises `NotStoredError` when fewer come back than were sent.
@@ -98,5 +98,8 @@ def read_trace(langfuse: Langfuse, trace_id: str, seconds: float = 30) -> list[O
 
     stored = poll(read, until=lambda rows: len(rows) >= sent, seconds=seconds)
     if len(stored) < sent:
-        raise NotStoredError(f"Only {len(stored)} of {sent} observations can be read back.")
+        raise NotStoredError(
+            f"Only {len(stored)} of {sent} observations can be read back: try again later, or "
+            "run `python -m recipes.check_connection`."
+        )
     return sorted(stored, key=lambda o: (o.start_time, not o.is_root_observation))

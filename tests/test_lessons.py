@@ -131,6 +131,7 @@ def test_sends_to_langfuse_with_two_keys_and_no_network(lesson: str, desk: Desk)
     assert "openaipublic" in (desk.folder / "refused").read_text()
 
 
+@pytest.mark.parametrize("lesson", LESSONS[:3])
 def test_says_what_to_do_when_langfuse_is_down(lesson: str, desk: Desk) -> None:
     ran = desk.run(
         lesson,
