@@ -16,11 +16,12 @@ The traces:
       find-passages      retriever
       write-answer       generation
 
-Try next: change QUESTION to "Can I pay in dollars?", run again, and look at the output of
-`find-passages`. Is the model to blame for the answer, or the search?
+Try next: change QUESTION to "What does express delivery cost?", run again, and look at the
+output of `find-passages`. Is the search to blame for the answer, or the model?
 """
 
 import os
+import time
 from typing import Any
 
 from langfuse import Langfuse, get_client, observe
@@ -40,10 +41,10 @@ QUESTION = "Can I return shoes after 20 days?"
 # have set them, or those of a local Langfuse and a local model.
 
 
-def ask(question: str) -> str:
+def ask(instruction: str, question: str) -> str:
     """Check the keys, make one traced call, and return its answer.
 
-    In Langfuse: open Tracing. The newest row is this call, with its tokens and its cost.
+    In Langfuse: open Tracing. The row `write-answer` is this call, with tokens and cost.
     """
     langfuse = Langfuse()
     langfuse.auth_check()  # raises if Langfuse does not answer, or refuses the keys
@@ -51,7 +52,7 @@ def ask(question: str) -> str:
         name="write-answer",
         model=os.environ["OPENAI_MODEL"],
         messages=[
-            {"role": "system", "content": "Unworn shoes can be returned within 30 days."},
+            {"role": "system", "content": instruction},
             {"role": "user", "content": question},
         ],
         max_completion_tokens=500,  # includes what the model thinks before it answers
@@ -64,7 +65,6 @@ def ask(question: str) -> str:
 #
 # A trace is everything that happened for one request. Its steps are observations, nested
 # like your function calls. There are three ways to make one, and all leave the same tree.
-# Each way here calls the same model: `langfuse.openai` makes that call a generation.
 
 
 def write_answer(client: OpenAI, question: str, passages: list[str], **parent: str) -> str:
@@ -99,8 +99,7 @@ def find_passages(question: str) -> list[str]:
 def answer_with_decorator(client: OpenAI, question: str) -> str:
     """Trace with the decorator: for functions of your own.
 
-    In Langfuse: select the root. Its duration is what the user waited for, and its
-    children show where that time went.
+    In Langfuse: select the root. Its duration is what the user waited for.
     """
     return write_answer(client, question, find_passages(question))
 
@@ -108,7 +107,7 @@ def answer_with_decorator(client: OpenAI, question: str) -> str:
 def answer_with_block(client: OpenAI, question: str) -> str:
     """Trace with a `with` block: for a few lines inside a function.
 
-    In Langfuse: the tree is the same. An exception marks its block, and each one around it.
+    In Langfuse: the tree is the same. An exception marks the blocks it passes through.
     """
     langfuse = get_client()
     with langfuse.start_as_current_observation(
@@ -161,17 +160,21 @@ def answer_for_readers(client: OpenAI, question: str) -> str:
 
 # %% 4. Read it back
 #
-# Everything the page shows you, a script can ask for. On Langfuse Cloud a trace can be
-# read a few seconds after `flush()`, so a script has to ask more than once.
+# A trace that was sent can be read a little later, on Langfuse Cloud after some seconds. So
+# ask until all of it is there, and give up at some point: that is how you know it is stored.
 
 
-def read_back(langfuse: Langfuse, trace_id: str) -> list[tuple[str, Any, Any]]:
-    """Return name, input and output of each stored step of a trace.
+def read_back(langfuse: Langfuse, trace_id: str, steps: int) -> list[tuple[str, Any, Any]]:
+    """Return name, input and output of a trace's steps, once this many are stored.
 
-    In Langfuse: these are the rows of the tree. More `fields` give more of each, such as
-    `usage` and `metadata`.
+    In Langfuse: these are the rows of the tree. `fields` also takes `usage` and `metadata`.
     """
-    page = langfuse.api.observations.get_many(trace_id=trace_id, fields="core,basic,io")
+    deadline = time.monotonic() + 25
+    while True:
+        page = langfuse.api.observations.get_many(trace_id=trace_id, fields="core,basic,io")
+        if len(page.data) >= steps or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
     oldest_first = sorted(page.data, key=lambda node: node.start_time)
     return [(node.name or "", node.input, node.output) for node in oldest_first]
 
@@ -181,7 +184,8 @@ def main() -> None:
     connect()
     show_section("1. Connect, and make one call")
     if tracing_is_on():
-        show_answer(QUESTION, ask(QUESTION))
+        asked = "Can I return shoes after 20 days?"
+        show_answer(asked, ask("Unworn shoes can be returned within 30 days.", asked))
         show_trace()
     else:
         show_line("  Skipped: tracing is off, so there is nothing to connect to.")
@@ -198,7 +202,7 @@ def main() -> None:
 
     show_section("4. Read it back")
     if stored:
-        rows = read_back(langfuse, stored[0].trace_id or "")
+        rows = read_back(langfuse, stored[0].trace_id or "", steps=3)
         show_table(("step", "input", "output"), rows)
     else:
         show_line("  Skipped: nothing is stored.")

@@ -55,21 +55,22 @@ from common.retriever import handbook
 QUESTION = "Can I return shoes after 20 days?"
 MANY = ["How can I pay?", "What does express delivery cost?", "How long is the warranty?"]
 ORDER_QUESTION = "Where is my order A-1042?"
-MISSING_MODEL = "gpt-6-lunna"  # a typing error, as it happens in a deployment
+MISSING_MODEL = "gpt-6-lunna"  # a typo, as happens in a deployment
 CHAT = ["Do your shoes run small?", "Is an exchange for another size free?"]
 Messages = list[dict[str, Any]]
 
 
 # %% 1. Change one import, and every call is traced
 #
-# `langfuse.openai` is the `openai` package with tracing around it. The call, its answer
-# and its errors stay what they were; model, messages, tokens and cost are recorded.
+# `langfuse.openai` is the `openai` package with tracing around it. The call, its answer and its
+# errors stay what they were.
 
 
-def messages_about(question: str) -> Messages:
-    """Return a chat that asks for an answer from the shop's handbook."""
+def messages_about(*questions: str) -> Messages:
+    """Return a chat about the shop's handbook: the instruction, then the questions."""
     told = "Answer in one sentence, only from these passages:\n" + "\n".join(handbook())
-    return [{"role": "system", "content": told}, {"role": "user", "content": question}]
+    asked = [{"role": "user", "content": question} for question in questions]
+    return [{"role": "system", "content": told}, *asked]
 
 
 def write_answer(client: OpenAI, messages: Messages, model: str = "") -> str:
@@ -88,8 +89,8 @@ def write_answer(client: OpenAI, messages: Messages, model: str = "") -> str:
 
 # %% 2. Trace any other model by hand
 #
-# No wrapper fits this word list, so say yourself what a wrapper would have said. Langfuse
-# has no price for it: give the cost as well, with its `total`.
+# A model of your own, here a list of words, has no wrapper: say yourself what a wrapper would
+# say. Langfuse has no price for it, so give the cost too, with its `total`.
 
 USD_PER_WORD = 0.000_000_4  # what our own server costs us per word
 TOPICS = {"returns": ("return", "refund"), "delivery": ("deliver", "order", "arrive")}
@@ -114,8 +115,8 @@ def classify_question(question: str) -> str:
 
 # %% 3. Stream, and measure time to first token
 #
-# A streamed answer feels fast when its first word comes early, and the wrapper notes when
-# that was. Chat sends usage only if you ask for it, in a last chunk without choices.
+# A streamed answer feels fast when its first word comes early; the wrapper notes when. Chat
+# sends usage only if you ask for it, in a last chunk without choices.
 
 
 def stream_chat(client: OpenAI, question: str) -> Iterator[str]:
@@ -131,7 +132,7 @@ def stream_chat(client: OpenAI, question: str) -> Iterator[str]:
         stream_options={"include_usage": True},
         max_completion_tokens=500,
     )
-    for chunk in islice(stream, 2_000):  # not every server stops at the limit
+    for chunk in islice(stream, 2_000):  # a server may ignore the token limit
         if chunk.choices:
             yield chunk.choices[0].delta.content or ""
 
@@ -145,15 +146,14 @@ def stream_response(client: OpenAI, question: str) -> Iterator[str]:
         stream=True,
         max_output_tokens=500,
     )
-    for event in islice(stream, 2_000):
+    for event in islice(stream, 2_000):  # as above
         if event.type == "response.output_text.delta":
             yield event.delta
 
 
 # %% 4. Ask many at once
 #
-# With asyncio the calls wait for the model together. Each task knows the observation that
-# was current when it was made, so all three become children of the same parent.
+# With asyncio the calls wait together, and all become children of the current observation.
 
 
 @observe(name="answer-many", as_type="chain")
@@ -179,7 +179,7 @@ async def answer_many(questions: list[str]) -> list[str]:
 #
 # The model asks for a tool, and your code runs it. Some models ask for tools that do not exist,
 # or send arguments that do not fit: let them read the error, and they can still answer.
-# Today's models take tools through the Responses API.
+# GPT-6 models that reason take tools only through the Responses API.
 
 ORDERS = {"A-1042": {"status": "shipped", "arrives": "Thursday"}}
 TOOLS = [
@@ -203,8 +203,8 @@ FUNCTIONS: dict[str, Callable[..., dict[str, str]]] = {"look_up_order": look_up_
 def run_tool(name: str, arguments: str) -> dict[str, str]:
     """Run the tool a model asked for; its mistakes become an answer that it can read.
 
-    In Langfuse: select `look-up-order`. Its input is what the model wrote, and its status is
-    ERROR if that did not fit. Its name is ours: a model may write anything.
+    In Langfuse: `look-up-order` has what the model wrote as input, and Status ERROR if that
+    did not fit. The name is ours: a model may write anything.
     """
     known = name.replace("_", "-") if name in FUNCTIONS else "unknown-tool"
     with get_client().start_as_current_observation(
@@ -242,17 +242,17 @@ def answer_with_tool(client: OpenAI, question: str) -> str:
 
 # %% 6. Show failures, even where the user sees none
 #
-# When a second model steps in, nobody notices that the first one failed. The trace does. What
-# `openai` retries by itself stays in one generation: three times, ten minutes each, unless
-# `OpenAI(timeout=…, max_retries=…)` says how long a user may wait.
+# When a second model steps in, nobody notices that the first one failed. The trace does. All
+# that `openai` tries by itself is one generation: three attempts of up to ten minutes, unless
+# you set a limit, `OpenAI(timeout=…, max_retries=…)`.
 
 
 @observe(name="answer-with-fallback", as_type="chain", capture_input=False)
 def answer_with_fallback(client: OpenAI, question: str, models: list[str]) -> str:
     """Ask one model after the other until one answers.
 
-    In Langfuse: clear the filter "Is Root Observation" and set Status to ERROR, and you find
-    the failed `write-answer`; its trace shows which model answered instead.
+    In Langfuse: clear "Is Root Observation", and set Status to ERROR. The trace of the failed
+    `write-answer` shows which model answered instead.
     """
     get_client().update_current_span(input=question)
     for model in models:
@@ -266,9 +266,8 @@ def answer_with_fallback(client: OpenAI, question: str, models: list[str]) -> st
 
 # %% 7. Say who asked, and in which conversation
 #
-# A trace is one turn of a conversation, a session is all of it, and a user is the person.
-# Tags and metadata are what you will filter by: a feature flag, the variant that this user
-# was given, the customer's tier. Open the block first: it reaches only what starts in it.
+# A trace is one turn of a conversation, a session is all of it. You will filter by tags and
+# metadata: a feature flag, a variant, a tier. The block reaches only what starts inside it.
 
 
 @observe(name="answer-turn", as_type="chain", capture_input=False)
@@ -286,7 +285,7 @@ def hold_conversation(client: OpenAI, session_id: str, questions: list[str]) -> 
 
     In Langfuse: filter Tracing by the metadata key `tier`, or by the tag `channel:web`.
     """
-    messages = messages_about("")[:1]
+    messages, answers = messages_about(), list[str]()
     with propagate_attributes(
         user_id="customer-17",
         session_id=session_id,
@@ -296,15 +295,16 @@ def hold_conversation(client: OpenAI, session_id: str, questions: list[str]) -> 
     ):
         for question in questions:
             messages.append({"role": "user", "content": question})
-            messages.append({"role": "assistant", "content": answer_turn(client, messages)})
-    return [message["content"] for message in messages[2::2]]
+            answers.append(answer_turn(client, messages))
+            messages.append({"role": "assistant", "content": answers[-1]})
+    return answers
 
 
 def main() -> None:
     """Run the sections in order; one that fails says so, and the others still run."""
     connect()
     Langfuse()
-    client = OpenAI(timeout=60, max_retries=1)
+    client = OpenAI(timeout=60, max_retries=1)  # see section 6
     with section("1. Change one import, and every call is traced"):
         show_answer(QUESTION, write_answer(OpenAI(), messages_about(QUESTION)))
         show_trace()

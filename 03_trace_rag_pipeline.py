@@ -57,7 +57,7 @@ NOT_COVERED = "Do you repair bicycles?"
 MISREAD = "What does express delivery cost, please?"
 FACT = "12 euros"  # what its answer should say
 PASSAGES_KEPT = 3
-Found = dict[str, list[str]]  # {"passages": [...]}: Langfuse formats an object, not a bare list
+Found = dict[str, list[str]]  # {"passages": [...]}, since Langfuse shows a bare list as empty
 Search = Callable[[str], Found]
 Prompt = TextPromptClient | None  # None: tracing is off, so Langfuse is not asked
 
@@ -93,14 +93,13 @@ def load_prompt(langfuse: Langfuse, **which: Any) -> TextPromptClient:
     return langfuse.get_prompt(PROMPT_NAME, fallback=PROMPT, **which)
 
 
-# %% 2. Give every step a type, and search in threads
+# %% 2. Give every step a type
 #
-# Types are filters: all retrievers, all embeddings. A thread of a pool starts a trace of its
-# own, unless it runs in a copy of your context.
+# Types are filters: all retrievers, all embeddings. Calls of models have tokens and cost.
 
 
 def embed(client: OpenAI, name: str, texts: list[str]) -> list[list[float]]:
-    """Return one vector per text. In Langfuse an embedding has tokens and cost, too."""
+    """Return one vector per text; in Langfuse, the call is an embedding with its cost."""
     model = os.environ["OPENAI_EMBEDDING_MODEL"]
     response = client.embeddings.create(name=name, model=model, input=texts)
     return [item.embedding for item in response.data]
@@ -120,6 +119,12 @@ def search_by_meaning(client: OpenAI, index: dict[str, list[float]], query: str)
     return {"passages": sorted(index, key=lambda text: -sum(map(mul, index[text], asked)))[:4]}
 
 
+# %% 3. Search in threads, answer, and check the answer
+#
+# A thread of a pool starts a trace of its own, unless it runs in a copy of your context. The
+# check at the end is code, so it can run on every answer: it notices what was made up.
+
+
 @observe(name="find-passages", as_type="retriever", capture_input=False)
 def find_passages(searches: list[Search], query: str) -> dict[str, list[list[str]]]:
     """Run all searches at once; return one list of passages for each that worked.
@@ -132,14 +137,8 @@ def find_passages(searches: list[Search], query: str) -> dict[str, list[list[str
     return {"rankings": [task.result()["passages"] for task in tasks if not task.exception()]}
 
 
-# %% 3. Answer step by step, and check the answer
-#
-# The check at the end is code, so it costs nothing and can run on every answer. It notices
-# what was made up, but not an answer to another question.
-
-
 def ask(client: OpenAI, name: str, system: str, question: str, **more: Any) -> str:
-    """Ask the model, with a name for the step; `more` is for OpenAI and Langfuse."""
+    """Ask the model, with a name for the step; `more` goes to OpenAI and to Langfuse."""
     messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
     settings = {"model": os.environ["OPENAI_MODEL"], "max_completion_tokens": 500, **more}
     response = client.chat.completions.create(name=name, messages=messages, **settings)
@@ -175,7 +174,8 @@ def write_answer(client: OpenAI, question: str, passages: list[str], prompt: Pro
 def check_grounding(answer: str, passages: list[str]) -> float:
     """Return the share of the answer's words that are in the passages, from 0 to 1.
 
-    In Langfuse: see the score `grounding`. A confident answer with a low one is made up.
+    In Langfuse: see the score `grounding`. Low is right for "The handbook does not say.";
+    a confident answer with a low one is made up.
     """
     said = words(answer)
     share = round(len(said & words(" ".join(passages))) / len(said), 3) if said else 0.0
@@ -204,7 +204,7 @@ def answer_from_handbook(
 
 # %% 4. Find the step that went wrong
 #
-# You know what the answer should say: look for the last step that still says it.
+# You know what the answer should say: the step after the last one that says it is to blame.
 
 
 def steps_that_say(stored: list[ObservationV2], fact: str) -> list[str]:
@@ -225,7 +225,7 @@ def blame(saying: list[str]) -> str:
 
 # %% 5. Let a step fail
 #
-# An exception marks the step that raised it as an ERROR. A step that handles it is none.
+# An exception marks the step that raised it as an ERROR, but not the steps that handle it.
 
 
 @observe(name="search-archive", as_type="retriever")
@@ -269,7 +269,7 @@ def p95_by_step(langfuse: Langfuse, session_id: str) -> list[tuple[str, float]]:
 def failed_steps(langfuse: Langfuse, session_id: str) -> list[tuple[str, str]]:
     """Return name and message of each observation of a session that ended in an error.
 
-    In Langfuse: clear the filter "Is Root Observation", and set Status to ERROR.
+    In Langfuse: clear "Is Root Observation", and set Status to ERROR.
     """
     failed = langfuse.api.observations.get_many(session_id=session_id, level="ERROR")
     return [(node.name or "", node.status_message or "") for node in failed.data]
@@ -298,23 +298,23 @@ def main() -> None:
     if tracing_is_on():
         create_versions(langfuse, os.environ["OPENAI_MODEL"])
         prompt = load_prompt(langfuse)
-        for which in ({"label": "production"}, {"label": "staging"}, {"version": 1}):
-            found = load_prompt(langfuse, **which)
-            show_result(str(which), f"version {found.version}, {found.config}")
+        for kind, value in (("label", "production"), ("label", "staging"), ("version", 1)):
+            found = load_prompt(langfuse, **{kind: value})
+            show_result(f"{kind} {value}", f"version {found.version}, {found.config}")
     else:
         show_line("  Skipped: tracing is off, so the copy in the code answers.")
 
-    show_section("2. Give every step a type, and search in threads")
+    show_section("2. Give every step a type")
     index = dict(zip(handbook(), embed(client, "embed-handbook", handbook()), strict=True))
     both: list[Search] = [search_by_words, partial(search_by_meaning, client, index)]
     show_trace()
 
     session_id = f"chat-{uuid.uuid4().hex[:8]}"  # one customer's conversation
     with propagate_attributes(session_id=session_id, user_id="customer-17", tags=["rag"]):
-        show_section("3. Answer step by step, and check the answer")
-        show_answer(NOT_COVERED, answer_from_handbook(client, both, NOT_COVERED, prompt))
-        show_answer(QUESTION, answer_from_handbook(client, both, QUESTION, prompt))
-        show_trace()
+        show_section("3. Search in threads, answer, and check the answer")
+        for question in (NOT_COVERED, QUESTION):
+            show_answer(question, answer_from_handbook(client, both, question, prompt))
+            show_trace()
         show_section("4. Find the step that went wrong")
         show_answer(MISREAD, answer_from_handbook(client, both, MISREAD, prompt))
         if stored := show_trace():

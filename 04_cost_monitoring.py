@@ -90,15 +90,15 @@ def write_answer(client: OpenAI, model: str, messages: Messages) -> str:
 
 # %% 2. Turn usage into dollars, bucket by bucket
 #
-# Cached input is cheaper, writing to the cache is dearer, and thoughts are billed as output. A
-# bucket without a price is in no sum; a model without one has no cost, which is not zero.
+# Reading input from the provider's cache costs less, writing it there costs more, reasoning is
+# billed as output. What has no price is in no sum: the tree shows ≥ or unknown, never $0.
 
 
 def buckets_of(stored: list[ObservationV2]) -> Iterator[tuple[str, int, str]]:
     """Yield bucket, tokens and USD. In Langfuse, hover over the cost to see the same."""
     for call in stored:
         costs = call.cost_details or {}
-        for name, tokens in (call.usage_details or {}).items():
+        for name, tokens in sorted((call.usage_details or {}).items()):
             if tokens and name != "total":
                 yield name, tokens, f"{costs[name]:.8f}" if name in costs else "no price"
 
@@ -143,8 +143,8 @@ def try_model(client: OpenAI, model: str, messages: Messages) -> str:
 
 # %% 4. Give every call an owner
 #
-# The user is the user, the team is a tag, anything else you will filter by is metadata. And
-# the cheapest call is the one you do not make: answers are kept.
+# The user is the user, the team is a tag, anything else you will filter by is metadata. The
+# cheapest call is the one you do not make, so answers are cached.
 
 
 def plan_traffic(count: int, model: str) -> Iterator[tuple[str, str, str, str]]:
@@ -154,28 +154,28 @@ def plan_traffic(count: int, model: str) -> Iterator[tuple[str, str, str, str]]:
         order = f"When will order A-{1000 + number} be delivered?"
         asked = dice.choice([model, model, model, OWN_MODEL])
         if number % 20 == 7:
-            asked = "gpt-6-lunna"  # a typing error in somebody's configuration
+            asked = "gpt-6-lunna"  # a typo in somebody's configuration
         team, user = dice.choice(["support", "sales"]), dice.choice(["ada", "bob", "cyd", "dan"])
         yield dice.choice([order, *COMMON]), asked, team, user
 
 
 @observe(name="answer-request", as_type="chain", capture_input=False)
-def answer_request(client: OpenAI, kept: dict[str, str], question: str, model: str) -> str:
-    """Answer from what is kept, or ask a model and keep its answer.
+def answer_request(client: OpenAI, cache: dict[str, str], question: str, model: str) -> str:
+    """Answer from the cache, or ask a model and put its answer there.
 
-    In Langfuse: filter by the metadata `kept`. These roots have no children and no cost.
+    In Langfuse: filter by the metadata `cached`. These roots have no children and no cost.
     """
-    get_client().update_current_span(input=question, metadata={"kept": question in kept})
-    if question in kept:
-        return kept[question]
+    get_client().update_current_span(input=question, metadata={"cached": question in cache})
+    if question in cache:
+        return cache[question]
     if model == OWN_MODEL:
         return classify_question(model, question)
     passages = [passage.text for passage in search(question)]
     try:
-        kept[question] = write_answer(client, model, messages_about(question, passages))
+        cache[question] = write_answer(client, model, messages_about(question, passages))
     except openai.NotFoundError:
         return "Sorry, I cannot answer at the moment."
-    return kept[question]
+    return cache[question]
 
 
 # %% 5. Ask Langfuse who spent what
@@ -188,7 +188,7 @@ RUN = {"column": "metadata", "key": "run", "operator": "=", "type": "stringObjec
 
 def ask_metrics(langfuse: Langfuse, filters: Rows, *measures: str, by: str = "") -> Rows:
     """Return one row per value of `by` since midnight (UTC); Dashboards chart the same query."""
-    pairs = [measure.split("_") for measure in measures]
+    pairs = [measure.split("_") for measure in measures]  # "sum_totalCost": sum, totalCost
     now = datetime.now(UTC)
     query = {
         "view": "observations",
@@ -204,17 +204,8 @@ def ask_metrics(langfuse: Langfuse, filters: Rows, *measures: str, by: str = "")
     return rows
 
 
-def count_stored(langfuse: Langfuse, run: str) -> int:
-    """Return how many observations of a run Langfuse has by now."""
-    [row] = ask_metrics(langfuse, [{**RUN, "value": run}], "count_count")
-    return int(row["count_count"])
-
-
 def cost_by(langfuse: Langfuse, run: str, field: str, owner: str) -> list[tuple[str, ...]]:
-    """Return owner, calls, USD and p95 in milliseconds; a sum over nothing is no cost, not $0.
-
-    In Langfuse: filter Tracing by User or Tags, and sort by Cost.
-    """
+    """Return owner, calls, USD and p95 in ms. In Langfuse, filter by User or Tags, sort by Cost."""
     filters = [CALLS, {**RUN, "value": run}]
     measures = ("sum_totalCost", "count_count", "p95_latency")
     table: list[tuple[str, ...]] = []
@@ -254,8 +245,8 @@ def worst_case(model: str, messages: Messages) -> Decimal:
         raise ValueError(f"{model} has no price: add it to PRICES in common/pricing.py")
     usd = price.per_token(count.tokens)
     tokens = count.tokens if count.exact else count.tokens * 4 // 3  # an estimate gets a third more
-    dearest = usd.get("input_cache_write_tokens", usd["input"])
-    return round(tokens * dearest + MAX_TOKENS * usd["output"], 6)
+    highest = usd.get("input_cache_write_tokens", usd["input"])
+    return tokens * highest + MAX_TOKENS * usd["output"]
 
 
 @observe(name="check-budget", as_type="guardrail")
@@ -265,7 +256,8 @@ def check_budget(user: str, spent: Decimal, may_cost: Decimal, limit: Decimal) -
     In Langfuse: clear "Is Root Observation", and set Name to `check-budget`, Status to ERROR.
     """
     if spent + may_cost > limit:
-        raise PermissionError(f"{user} has spent ${spent} of ${limit}; this may cost ${may_cost}")
+        asked = f"{user} has spent ${spent:.6f} of ${limit}, and this may cost ${may_cost:.6f}"
+        raise PermissionError(asked)
 
 
 @observe(name="answer-within-budget", as_type="chain", capture_input=False)
@@ -294,11 +286,11 @@ def main() -> None:  # noqa: C901, PLR0912  a table of contents
         show_section("2. Turn usage into dollars, bucket by bucket")
         if tracing_is_on():
             set_price(langfuse, f"{OWN_MODEL}-2", {"input": 4e-7})
-        for turn in ("written to the cache", "read from the cache"):
-            show_answer(turn, write_answer(client, model, long))
+        for turn in ("a long prompt", "the same again"):
+            show_result(turn, write_answer(client, model, long))
             show_table(("bucket", "tokens", "USD"), [*buckets_of(show_trace())])
         for own in (OWN_MODEL, f"{OWN_MODEL}-2"):
-            show_answer(own, classify_question(own, QUESTION))
+            show_result(own, classify_question(own, QUESTION))
             show_table(("bucket", "tokens", "USD"), [*buckets_of(show_trace())])
         show_section("3. Ask the same of several models")
         for each in MODELS:
@@ -306,38 +298,46 @@ def main() -> None:  # noqa: C901, PLR0912  a table of contents
             show_trace()
 
     show_section("4. Give every call an owner")
-    run, kept, before = uuid.uuid4().hex[:8], dict[str, str](), sent_count()
+    run, cache, cached, before = uuid.uuid4().hex[:8], dict[str, str](), 0, sent_count()
     with console.progress("Answering", REQUESTS) as done:
         for question, asked, team, user in plan_traffic(REQUESTS, model):
             with propagate_attributes(user_id=user, tags=[f"team:{team}"], metadata={"run": run}):
-                answer_request(client, kept, question, asked)
+                cached += question in cache
+                answer_request(client, cache, question, asked)
             done()
+    show_result("requests", f"{REQUESTS}, of which {cached} were answered from the cache")
     sent = sent_count() - before
 
     show_section("5. Ask Langfuse who spent what")
-    if tracing_is_on():
-        langfuse.flush()
-        stored = poll(lambda: count_stored(langfuse, run), until=lambda count: count >= sent)
-        show_result("stored", f"{stored} of {sent} observations")
-        for owner, field in (("model", "providedModelName"), ("team", "tags"), ("user", "userId")):
-            show_table((owner, "calls", "USD", "p95 ms"), cost_by(langfuse, run, field, owner))
-        of_run = [CALLS, {**RUN, "value": run}]
-        for row in ask_metrics(langfuse, of_run, "count_count", by="level"):
-            show_result(row["level"], f"{row['count_count']} of the calls")
-        for name, count in calls_without_cost(langfuse, run).items():
-            show_result("without a price", f"{count} of {name}, in none of these sums")
-        for label, measure in (("dearest", "sum_totalCost"), ("slowest", "max_latency")):
-            show_result(f"the {label} trace", "")
-            for row in ask_metrics(langfuse, of_run, measure, by="traceId")[:1]:
-                show_trace(row["traceId"])
+    if not tracing_is_on():
+        console.show_line("  Skipped, and section 6 too: with tracing off nothing is stored.")
+        return
+    langfuse.flush()
+    of_all = [{**RUN, "value": run}]
+    [row] = poll(
+        lambda: ask_metrics(langfuse, of_all, "count_count"),
+        until=lambda rows: int(rows[0]["count_count"]) >= sent,
+    )
+    show_result("stored", f"{row['count_count']} of {sent} observations")
+    for owner, field in (("model", "providedModelName"), ("team", "tags"), ("user", "userId")):
+        show_table((owner, "calls", "USD", "p95 ms"), cost_by(langfuse, run, field, owner))
+    of_run = [CALLS, {**RUN, "value": run}]
+    for row in ask_metrics(langfuse, of_run, "count_count", by="level"):
+        show_result(row["level"], f"{row['count_count']} of the calls")
+    for name, count in calls_without_cost(langfuse, run).items():
+        show_result("without a price", f"{count} calls of {name}, which no sum includes")
+    for label, measure in (("most expensive", "sum_totalCost"), ("slowest", "max_latency")):
+        show_result(f"the {label} trace", "")
+        for row in ask_metrics(langfuse, of_run, measure, by="traceId")[:1]:
+            show_trace(row["traceId"])
 
     show_section("6. Stop before the money is spent")
     if price_of(model) is None:
-        show_result(model, "has no price, and a limit cannot hold what it cannot count")
+        show_result(model, "has no price, so there is nothing to hold against a limit")
         return
     with propagate_attributes(user_id=f"gus-{run}", tags=["team:support"]):
         for question in [*COMMON, QUESTION]:
-            spent = spent_today(langfuse, f"gus-{run}") if tracing_is_on() else Decimal(0)
+            spent = spent_today(langfuse, f"gus-{run}")
             show_answer(question, answer_within_budget(client, f"gus-{run}", spent, question))
             show_result("spent before", console.usd_text(spent))
             show_trace()

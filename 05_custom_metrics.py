@@ -1,7 +1,7 @@
 """Find out whether the answers are any good, and whether the next version is better.
 
 Latency and cost do not say whether an answer helped anybody. Scores do: from code, from users,
-from a model that judges. And a dataset of bad answers shows whether a change is a better one.
+from a model that judges. A dataset of bad answers tells you whether a change helps.
 
 Run it:
 
@@ -15,13 +15,13 @@ The traces:
     judge-answer                     evaluator   x 7
       ask-judge                      generation
 
-    experiment-item-run              span        x 16
+    experiment-item-run              span        x 12
       experiment-item-task           span
         write-answer                 generation
       experiment-item-evaluation     span
         contains_expected            evaluator
 
-Try next: swap the texts of BASELINE and CANDIDATE, run again, and look at `echo $?`.
+Try next: let BASELINE ask for two sentences and CANDIDATE for one, and look at `echo $?`.
 """
 
 import json
@@ -49,19 +49,19 @@ from common.console import fail, show_answer, show_result, show_section, show_tr
 from common.readback import poll
 from common.retriever import search
 
-BASELINE = "Answer in one sentence, only from these passages.\n"
-CANDIDATE = "Answer in two sentences, only from these passages.\n"  # one thing differs
+BASELINE = """Answer in one sentence, only from the passages below.
+If they do not answer the question, say "The handbook does not say."\n"""
+CANDIDATE = BASELINE.replace("one sentence", "two sentences")  # change one thing at a time
 CONVERSATIONS = {  # what each customer asks; the stars are made up, as if given later
-    "ada": [("Can I return shoes after 20 days?", 5), ("When do I get the refund?", 4)],
-    "bob": [("What does express delivery cost?", 1), ("Is it offered to islands?", 2)],
-    "cyd": [("How often do leather shoes need wax?", 5), ("Do you repair bicycles?", 2)],
+    "ada": [("Can I return shoes after 20 days?", 5), ("When do I get the refund?", 2)],
+    "bob": [("What does express delivery cost?", 1), ("Is it offered to islands?", 4)],
+    "cyd": [("How often do leather shoes need wax?", 5), ("Do you repair bicycles?", 3)],
 }
 
 
 # %% 1. Score what happened, where it happened
 #
-# A score is a number, yes or no, a category or a text. It belongs to one observation, to a
-# trace, or to a session.
+# A score is a number, yes or no, a category or a text, of an observation, a trace or a session.
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def judge_answer(client: OpenAI, answer: Answer, max_tokens: int = 500) -> dict[
     try:
         judgement = ask_judge(client, answer, max_tokens)
     except (openai.OpenAIError, ValueError) as error:
-        message = f"no judgement: {type(error).__name__}, {str(error)[:80]}"
+        message = f"no judgement: {type(error).__name__}"
         langfuse.update_current_span(level="ERROR", status_message=message)
         return {}
     for name, value in judgement:
@@ -212,8 +212,7 @@ def score_statistics(langfuse: Langfuse, tag: str) -> list[tuple[str, int, float
 
 # %% 5. Turn bad answers into a dataset
 #
-# For each answer that was rated low, somebody writes down what a good one contains. From then
-# on every new version is tried on it.
+# For each answer that was rated low, somebody writes down what a good one contains.
 
 DATASET = "shop-questions"
 EXPECTED = {  # what a good answer contains
@@ -223,8 +222,6 @@ EXPECTED = {  # what a good answer contains
     "Is it offered to islands?": "not offered to islands",
     "How often do leather shoes need wax?": "once a month",
     "Do you repair bicycles?": "does not say",
-    "How long is the warranty?": "two years",
-    "When must an invoice be paid?": "14 days",
 }
 
 
@@ -246,8 +243,7 @@ def build_dataset(langfuse: Langfuse, sources: dict[str, str]) -> None:
 
 # %% 6. Try a change on it before your users do
 #
-# Change one thing at a time, or you will not know what helped. A better average can hide a
-# question that used to be answered, so the gate looks at every item.
+# A better average can hide a question that used to be answered, so the gate looks at each item.
 
 
 def contains_expected(*, output: str, expected_output: str, **_: Any) -> Evaluation:
@@ -276,7 +272,7 @@ def passed(result: ExperimentResult) -> set[str]:
 
 
 def refuse_regressions(before: ExperimentResult, after: ExperimentResult) -> None:
-    """Raise RegressionError, which fails a check in CI, if a right answer is not right any more."""
+    """Raise RegressionError, which fails a check in CI, if an answer was right and no longer is."""
     lost = passed(before) - passed(after)
     if lost:
         raise RegressionError(result=after, metric="lost items", value=len(lost), threshold=0)
@@ -305,7 +301,8 @@ def main() -> None:
     show_section("3. Let a model judge (the local model only counts shared words)")
     judged = {answer.question: judge_answer(client, answer) for answer, _ in rated}
     for question, judgement in judged.items():
-        show_result(question, judgement or "failed")
+        told = ", ".join(f"{name} {value:.2f}" for name, value in judgement.items())
+        show_answer(question, told or "failed")
     judge_answer(client, rated[0][0], max_tokens=5)  # too few for an answer
     show_trace()
     if not tracing_is_on():
@@ -328,13 +325,14 @@ def main() -> None:
     show_section("6. Try a change on it before your users do")
     before = try_prompt(langfuse, client, "baseline", BASELINE)
     after = try_prompt(langfuse, client, "candidate", CANDIDATE)
+    show_result("right", f"{len(passed(before))} before, {len(passed(after))} after")
     for question in passed(before) ^ passed(after):
         show_result("better" if question in passed(after) else "worse", question)
     try:
         refuse_regressions(before, after)
     except RegressionError as error:
         fail(f"The gate refuses the new prompt: {error}", 1)
-    show_result("The gate", f"lets it pass: {len(passed(after))} of {len(EXPECTED)} are right")
+    show_result("The gate", "lets it pass: nothing that was right is wrong now")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The one place that prints. Nothing a trace contains is read as markup or steers the terminal."""
 
 import io
+import os
 import sys
 import textwrap
 import threading
@@ -97,8 +98,9 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     if not rows:
         return
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        numbers = all(str(row[place])[:1] in "$0123456789" for row in rows)
+        table.add_column(column, overflow="fold", justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*(_plain(textwrap.shorten(str(each), 160, placeholder=" …")) for each in row))
     _out.print(table)
@@ -157,7 +159,8 @@ def show_trace(trace_id: str = "") -> list[ObservationV2]:
     """
     langfuse, given, trace_id = get_client(), trace_id, trace_id or last_trace_id()
     if not sent_count(trace_id) or (trace_id == _last["trace"] and not given):
-        show_line("  No trace: tracing is off, or LANGFUSE_SAMPLE_RATE left it out.", "dim")
+        if os.environ.get("LANGFUSE_TRACING_ENABLED", "").lower() != "false":
+            show_line("  No trace: LANGFUSE_SAMPLE_RATE left it out.", "dim")
         return []
     _last["trace"] = trace_id
     with waiting("Reading the trace back"):

@@ -12,7 +12,10 @@ from conftest import LESSONS, TOP, Desk, client_of, free_port, stored_observatio
 
 README = (TOP / "README.md").read_text()
 LIFTED = {  # functions that need no search, price list or console of ours, and how to call them
-    "01": ("ask('Can I return shoes?')", "write_answer(OpenAI(), 'Shoes?', ['Shoes are blue.'])"),
+    "01": (
+        "ask('Shoes are blue.', 'What colour are shoes?')",
+        "write_answer(OpenAI(), 'Shoes?', ['Shoes are blue.'])",
+    ),
     "02": (
         "classify_question('Where is my order?')",
         "run_tool('look_up_order', '{\"order_id\": \"A-1042\"}')",

@@ -21,5 +21,7 @@ def test_runs_with_langfuse_disabled_and_opens_no_socket_to_it(lesson: str, desk
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ANSWER in ran.stdout
-    assert not refused.exists(), refused.read_text()
+    tried = refused.read_text().splitlines() if refused.exists() else []
+    # Without the packages for the tests there is no vocabulary, and tiktoken tries to fetch it.
+    assert [each for each in tried if "openaipublic" not in each] == []
     assert not desk.db.exists()
