@@ -302,7 +302,7 @@ def test_shows_what_it_stored(sampled: Sampled) -> None:
     assert set(sampled.trees) == {promised, ("greet-visitor", "span", ())}
     link = sampled.ran.stdout.split()[-1]
     assert f":{sampled.desk.port}/project/local/traces/" in link
-    shown = sampled.ran.stdout.split("What is stored of the question")[1]
+    shown = sampled.ran.stdout.split("How the question is stored")[1]
     for text in ("ada@", "4111 1111", "1234 5678", "sk-lf-0123"):
         assert text in sampled.ran.stdout
         assert text not in shown
