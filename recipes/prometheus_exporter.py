@@ -84,9 +84,10 @@ def state_path() -> Path:
     """Return the file for the numbers: each local database and each project has its own."""
     settings = read_settings()
     db = TOP / settings["LOCAL_LANGFUSE_DB"].value
-    host, key = urlsplit(os.environ["LANGFUSE_BASE_URL"]).netloc, os.environ["LANGFUSE_PUBLIC_KEY"]
-    source = db.name if choose_destination(settings).mode == "local" else f"{host}-{key}"
-    return db.with_name(f"prometheus-{re.sub('[^A-Za-z0-9.-]', '_', source)}.json")
+    mode, _, url = choose_destination(settings)
+    project = f"{urlsplit(url).netloc}-{settings['LANGFUSE_PUBLIC_KEY'].value}"
+    name = db.name if mode == "local" else re.sub("[^A-Za-z0-9.-]", "_", project)
+    return db.with_name(f"prometheus-{name}.json")
 
 
 def load_state(path: Path) -> State:
