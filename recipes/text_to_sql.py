@@ -177,8 +177,12 @@ def run_sql(path: Path, sql: str) -> Rows:
         success = True
         return rows
     finally:
-        langfuse.score_current_trace(
-            name="sql_execution_success", value=int(success), data_type="BOOLEAN"
+        # Not `score_current_trace`, which warns while tracing is off.
+        langfuse.create_score(
+            name="sql_execution_success",
+            value=int(success),
+            data_type="BOOLEAN",
+            trace_id=langfuse.get_current_trace_id() or "",
         )
 
 
