@@ -197,6 +197,7 @@ def test_a_new_file_is_waited_for_while_another_process_reads_it(
                 other.execute("ROLLBACK")
             return 0.0
 
+        monkeypatch.setattr("local_langfuse.store.BUSY_SECONDS", 0.05)  # what each try waits
         monkeypatch.setattr("local_langfuse.store.time", SimpleNamespace(monotonic=now))
         Store(path).close()
     assert asked == 2
@@ -415,8 +416,9 @@ def zeros(mebibytes: int) -> Iterator[bytes]:
         yield bytes(1024 * 1024)
 
 
-@pytest.mark.parametrize("path", [SPANS, SCORES])
-@pytest.mark.parametrize("kind", ["plain", "chunked", "bomb"])
+@pytest.mark.parametrize(
+    ("path", "kind"), [(SPANS, "plain"), (SPANS, "chunked"), (SPANS, "bomb"), (SCORES, "bomb")]
+)
 def test_more_than_64_mebibytes_are_refused(path: str, kind: str, client: httpx.Client) -> None:
     headers = dict(JSON)
     content: Any = zeros(65)

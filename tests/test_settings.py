@@ -7,7 +7,14 @@ import pytest
 from conftest import Desk
 
 from common.client import connect
-from common.settings import DEFAULTS, Setting, SettingsError, masked, read_settings
+from common.settings import (
+    DEFAULTS,
+    Setting,
+    SettingsError,
+    choose_destination,
+    masked,
+    read_settings,
+)
 
 CONNECT = ("-c", "from common.client import connect; connect()")
 PUBLIC, SECRET = "pk-lf-11111111-aaaa", "sk-lf-22222222-bbbb"
@@ -95,24 +102,29 @@ def test_a_mistake_ends_a_program_with_this_line_alone(desk: Desk) -> None:
     assert ran.stderr.count("\n") == 1, ran.stderr
 
 
-def test_the_older_name_of_the_address_still_works(desk: Desk) -> None:
-    ran = desk.run(*CONNECT, **BOTH, LANGFUSE_HOST="http://127.0.0.1:1/")
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert "http://127.0.0.1:1 with pk-lf-…aaaa" in ran.stdout
-    assert "LANGFUSE_HOST is now LANGFUSE_BASE_URL" in ran.stdout
-
-
-def test_an_empty_variable_is_not_set(desk: Desk) -> None:
-    empty = dict.fromkeys(DEFAULTS, "") | {"LOCAL_LANGFUSE_DB": str(desk.db)}
-    ran = desk.run(*CONNECT, **empty)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert "no Langfuse keys are set" in ran.stdout
-
-
-def test_off_needs_no_valid_keys(desk: Desk) -> None:
-    ran = desk.run(*CONNECT, LANGFUSE_TRACING_ENABLED="False", LANGFUSE_PUBLIC_KEY="'half")
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert "nothing is stored" in ran.stdout
+@pytest.mark.parametrize(
+    ("env", "mode", "url", "why"),
+    [
+        (
+            {**BOTH, "LANGFUSE_HOST": "http://127.0.0.1:1/"},
+            *("langfuse", "http://127.0.0.1:1", "LANGFUSE_HOST is now LANGFUSE_BASE_URL"),
+        ),
+        (dict.fromkeys(DEFAULTS, ""), "local", "", "no Langfuse keys are set"),
+        (
+            {"LANGFUSE_TRACING_ENABLED": "False", "LANGFUSE_PUBLIC_KEY": "'half"},
+            *("disabled", "", "LANGFUSE_TRACING_ENABLED is false"),
+        ),
+    ],
+    ids=["the older name of the address", "empty is not set", "off needs no valid keys"],
+)
+def test_what_is_no_mistake_has_a_destination(
+    env: dict[str, str], mode: str, url: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    destination = choose_destination(read_settings())
+    assert (destination.mode, destination.base_url) == (mode, url)
+    assert why in destination.why
 
 
 def test_a_proxy_is_not_asked_for_this_machine(desk: Desk) -> None:
