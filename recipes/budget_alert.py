@@ -57,7 +57,7 @@ def ask_metrics(
 ) -> list[dict[str, Any]]:
     """Return measures such as `sum_totalCost` in one row, or by a dimension, largest first.
 
-    In Langfuse: Dashboards asks the same API.
+    In Langfuse: open Dashboards. Its charts come from the same API, so they show the same sums.
     """
     pairs = [measure.split("_") for measure in measures]
     query = {
@@ -151,14 +151,14 @@ def exceeded(measured: Numbers, limits: Numbers) -> list[str]:
     ]
 
 
-def count_calls(calls: int) -> str:
-    """`count_calls(1) -> "1 call"`, `count_calls(2) -> "2 calls"`."""
-    return f"{calls} call" if calls == 1 else f"{calls} calls"
+def counted(number: float, noun: str) -> str:
+    """`counted(1, "call") -> "1 call"`, `counted(2, "call") -> "2 calls"`."""
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
 
 
 def doubts(unpriced: Counter[str]) -> str:
     """Say in words what the spend leaves out, after a space; empty if it is complete."""
-    models = (f"{count_calls(calls)} of {model!r}" for model, calls in unpriced.most_common(5))
+    models = (f"{counted(calls, 'call')} of {model!r}" for model, calls in unpriced.most_common(5))
     left_out = f" Spend is at least that: it leaves out {', '.join(models)}, of unknown cost."
     return left_out if unpriced else ""
 
@@ -257,9 +257,9 @@ def main() -> None:
         return
     # The stand-in may end with this program, and its links open on this machine only.
     where = trace_id if choose_destination(read_settings()).mode == "local" else link
-    period_text = f"{options.period / timedelta(hours=1):g} hours"
+    hours = counted(options.period / timedelta(hours=1), "hour")
     text = (
-        f"Over the limit in the last {period_text}: {', '.join(over)}.{doubt}"
+        f"Over the limit in the last {hours}: {', '.join(over)}.{doubt}"
         f" The costliest trace is {where}"
     )
     problem = deliver(options.webhook, text, measured, limits) if options.webhook else ""

@@ -86,8 +86,8 @@ def answer_turn(
 ) -> str:
     """Show the reply while it is written, and return it cleaned up; add the trace's id first.
 
-    In Langfuse: under Tracing, filter by Status (on the local page: Level). ERROR means that
-    the model failed, WARNING that the user stopped the reply.
+    In Langfuse: filter Tracing by Status (on the local page: Level). ERROR means that the
+    model failed, WARNING that the user stopped the reply.
     """
     langfuse, written = get_client(), list[str]()
     trace_ids.append(langfuse.get_current_trace_id() or "")  # a turn that fails has one, too
@@ -170,8 +170,8 @@ def rate_turn(langfuse: Langfuse, trace_id: str, stars: int, comment: str) -> No
 
     In Langfuse: open the rated turn. Its scores show `user-rating` with the comment.
 
-    In Langfuse (not on the local page): under Tracing, filter by the score `user-rating` to
-    find the worst answers.
+    In Langfuse (not on the local page): filter Tracing by the score `user-rating` to find the
+    worst answers.
     """
     langfuse.create_score(
         name="user-rating",

@@ -189,8 +189,8 @@ def store_opinion(trace_id: str, began: datetime, opinion: Opinion, comment: str
 
     In Langfuse: open the trace to see `user-rating` and `user-satisfaction` with the comment.
 
-    In Langfuse (not on the local page): under Tracing, filter by the score
-    `user-satisfaction` to read the answers that people did not like.
+    In Langfuse (not on the local page): filter Tracing by the score `user-satisfaction` to
+    read the answers that people did not like.
     """
     scores = [
         CreateScoreRequest(

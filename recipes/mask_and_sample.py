@@ -259,8 +259,10 @@ def look_up_customer(address: str) -> str:
 def answer_question(client: OpenAI, question: str) -> tuple[str, str]:
     """Answer a customer whom the tool does not know; return the answer and the trace's id.
 
-    In Langfuse: select `answer-question`. The masked question can still be understood. In your
-    own app the root is an ordinary `start_as_current_observation`; this one is always kept.
+    In Langfuse: select `answer-question`. The masked question can still be understood.
+
+    In your own app, open the root with `start_as_current_observation`: `kept_root` is here
+    only so that you always have a trace to look at.
     """
     with kept_root("answer-question") as root:
         root.update(input=question, metadata={"asked_by": ADDRESS})
@@ -360,7 +362,7 @@ def main() -> None:
         answer, trace_id = answer_question(OpenAI(timeout=60), QUESTION)
     show_answer(QUESTION, answer)
 
-    show_section(f"Many visits, of which sampling keeps about {SAMPLE_RATE:.0%}")
+    show_section(f"Many visits, of which about {SAMPLE_RATE:.0%} are kept")
     since = datetime.now(UTC)
     kept = sum(greet_visitors(langfuse, *visits) for visits in VISITS.items())
     langfuse.flush()  # send what is waiting before anyone looks

@@ -74,8 +74,8 @@ class State(BaseModel, extra="forbid"):
     """Everything that must survive a restart."""
 
     since: datetime  # the next round reads what ended, or was scored, at this time or later
-    ended: dict[str, datetime] = {}  # the observations of that time already counted: their end
-    scored: dict[str, tuple[datetime, Decimal]] = {}  # the scores likewise: their time and value
+    ended: dict[str, datetime] = {}  # when each counted observation of that time ended
+    scored: dict[str, tuple[datetime, Decimal]] = {}  # time and value of each counted score
     numbers: dict[str, dict[str, Decimal]] = {}  # by metric, then by sample and labels as JSON
     buckets: list[str] = BUCKETS  # what the histograms were counted with
 

@@ -183,7 +183,7 @@ async def ask_orders(state: State, runtime: Runtime[Request]) -> State:
 # %% 3. Synthesise the answer, and join the nodes
 #
 # The graph and its nodes keep their names in Langfuse, and what a node returns is its output
-# there. Of the whole graph we want only the answer, hence the `output_keys` in section 4.
+# there. Of the whole graph we want only the answer: see `output_keys` in section 4.
 
 
 async def synthesise_answer(state: State) -> State:
@@ -222,7 +222,7 @@ async def answer_question(request: Request) -> tuple[str, str]:
 
     In Langfuse: open Users and select a customer to see what was done for them.
 
-    In Langfuse (not on the local page): under Tracing, filter by the metadata key `tenant`.
+    In Langfuse (not on the local page): filter Tracing by the metadata key `tenant`.
     """
     handler = CallbackHandler()
     question: State = {"question": request.question}

@@ -92,7 +92,7 @@ def copy_command(path: Path) -> str:
 def main() -> None:
     """Write the file, and print the command that copies the keys."""
     parser = argparse.ArgumentParser(description="Make the secrets of a self-hosted Langfuse.")
-    parser.add_argument("path", type=Path, help="the file to write, beside docker-compose.yml")
+    parser.add_argument("path", type=Path, help="the file to write, next to docker-compose.yml")
     path = parser.parse_args().path
     try:
         write_once(path, make_settings())
