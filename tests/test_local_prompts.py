@@ -145,7 +145,7 @@ def test_two_processes_that_create_versions_at_once_number_them_all(tmp_path: Pa
     for (process, _), client in zip(started, clients, strict=True):
         client.close()
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 DEEP = json.loads("[" * 200 + "]" * 200)

@@ -236,7 +236,7 @@ def exporting(desk: Desk) -> Iterator[httpx.Client]:
             yield client
     finally:
         server.kill()
-        _, said = server.communicate(timeout=10)
+        _, said = server.communicate(timeout=60)
     assert (server.returncode, said) == (-9, "")
 
 

@@ -163,7 +163,7 @@ def test_a_second_local_server_has_nothing_to_do(desk: Desk) -> None:
         ran = desk.run("-m", "local_langfuse")
     finally:
         first.terminate()
-        first.communicate(timeout=10)
+        first.communicate(timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert f"Already running on port {desk.port}, with {desk.db.resolve()}:" in ran.stdout
     assert desk.db.exists()
