@@ -20,9 +20,9 @@ sys.excepthook = _explain
 
 
 class Arguments(argparse.ArgumentParser):
-    """A command line; of a mistake in it one line is printed, and the exit status is 2."""
+    """A command line; a mistake in it prints one line, and the exit status is 2."""
 
     def error(self, message: str) -> NoReturn:
-        """End the program, and hide addresses: one in the wrong place may hold a secret."""
+        """End the program without repeating an address, which may contain a secret."""
         sys.stderr.write(f"{re.sub('://[^ ]+', '://…', message)}; --help shows the options.\n")
         raise SystemExit(2)

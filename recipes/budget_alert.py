@@ -1,18 +1,18 @@
 """Tell somebody when spend, errors or slow answers go over a limit.
 
 A loop that calls a model all night, a provider that fails every tenth call, answers that
-take half a minute: all of it is in Langfuse, if somebody looks. This looks for you.
+take half a minute: it is all in Langfuse, if somebody looks. This looks for you.
 
 Run it:
 
     python -m recipes.budget_alert --period 24h --max-usd 0.0001 --max-error-rate 0.05
 
-With `--webhook` it also posts a message, in the form that Slack takes. The address is a
-secret, so cron reads it from a file, in which stands `--webhook=https://…`:
+With `--webhook` it also posts a message, in the form that Slack accepts. The address is a
+secret, so let cron read it from a file that contains `--webhook=https://…`:
 
     0 * * * * cd /srv/app && .venv/bin/python -m recipes.budget_alert --max-usd 5 @webhook.txt
 
-The exit status is 0 within all limits; 1 over one; 2 when it could not tell: Langfuse or
+The exit status is 0 within all limits, 1 over a limit, and 2 if it cannot tell: Langfuse or
 the webhook did not answer, or an option is wrong.
 
 Try next: run lesson 4, then this with `--max-usd 0 --webhook http://127.0.0.1:9`, where nobody
@@ -34,8 +34,8 @@ from langfuse import Langfuse
 from langfuse.api.core import ApiError
 
 from common.client import connect, tracing_is_on
-from common.console import fail, show_line, show_result, usd_text
-from common.settings import Setting, SettingsError, check_url
+from common.console import fail, show_line, show_link, show_result, usd_text
+from common.settings import Setting, SettingsError, check_url, choose_destination, read_settings
 from recipes import Arguments
 
 MODELS = ["GENERATION", "EMBEDDING"]
@@ -47,9 +47,9 @@ Period = tuple[datetime, datetime]  # from, to
 
 # %% 1. Measure the period
 #
-# The Metrics API adds up where the data lies. Only calls of a model count (generations and
-# embeddings): the duration of an agent contains those of its calls, and the many small steps
-# around them would make errors look rare.
+# The Metrics API adds up on the server. Only model calls count (generations and embeddings):
+# an agent's duration includes that of its calls, and the many small steps around them would
+# make errors look rare.
 
 
 def ask_metrics(
@@ -57,7 +57,7 @@ def ask_metrics(
 ) -> list[dict[str, Any]]:
     """Return measures such as `sum_totalCost` in one row, or by a dimension, largest first.
 
-    In Langfuse: the same query builds a chart under Dashboards.
+    In Langfuse: open Dashboards. Its charts come from the same API, so they show the same sums.
     """
     pairs = [measure.split("_") for measure in measures]
     query = {
@@ -75,9 +75,9 @@ def ask_metrics(
 
 
 def measure(langfuse: Langfuse, period: Period) -> Numbers:
-    """Return spend in USD, the share of calls that failed, and the 95th percentile of seconds.
+    """Return spend in USD, the share of failed calls, and the 95th percentile of their seconds.
 
-    Without a call there is nothing to measure, and nothing in the answer.
+    Without any call there is nothing to measure, and the answer is empty.
     """
     [total] = ask_metrics(langfuse, period, "count_count", "sum_totalCost", "p95_latency")
     calls = int(total["count_count"])
@@ -94,15 +94,15 @@ def measure(langfuse: Langfuse, period: Period) -> Numbers:
 
 # %% 2. Find what the sum leaves out, and where to look
 #
-# A model without a price adds nothing to the spend, however much it is used. And an alert
-# that links a trace lets people begin, where a mere number sends them searching.
+# A model without a price adds nothing to the spend, however much it is used. And a number
+# alone sends people searching, while a link to a trace shows them where to start.
 
 
 def count_unpriced(langfuse: Langfuse, period: Period) -> Counter[str]:
     """Return how many calls have no stored cost, by model.
 
-    A sum over the model would hide them behind its calls that have one. A call that failed
-    before it used a token has cost nothing.
+    The model's total would hide them behind its calls that have one. A call that failed before
+    it used a token cost nothing, and is not counted.
     """
     bounds = [
         {"type": "datetime", "column": "startTime", "operator": sign, "value": at.isoformat()}
@@ -114,8 +114,7 @@ def count_unpriced(langfuse: Langfuse, period: Period) -> Counter[str]:
     while True:
         page = langfuse.api.observations.get_many(**wanted, limit=1000, cursor=cursor)
         for call in page.data:
-            has_used = call.usage_details or call.level != "ERROR"
-            if has_used and "total" not in (call.cost_details or {}):
+            if call.usage_details or call.level != "ERROR":
                 found[call.model or "no name"] += 1
         cursor = page.meta.cursor
         if cursor is None:
@@ -123,25 +122,28 @@ def count_unpriced(langfuse: Langfuse, period: Period) -> Counter[str]:
 
 
 def costliest_trace(langfuse: Langfuse, period: Period) -> str:
-    """Return a link to the trace whose calls have cost most; there must be a call."""
+    """Return the id of the trace whose calls cost the most. There must be a call.
+
+    In Langfuse: open it, and look for the step with the highest cost or the most calls.
+    """
     rows = ask_metrics(langfuse, period, "sum_totalCost", by="traceId")
-    return langfuse.get_trace_url(trace_id=rows[0]["traceId"]) or ""
+    return str(rows[0]["traceId"])
 
 
 # %% 3. Say it in words
 #
-# The same words go to the terminal and to the webhook. Names come from traces, so they are
-# quoted: a line break in one would look like a second message.
+# The terminal and the webhook get the same words. Names come from traces, so they are quoted:
+# a line break in a name would look like a second message.
 
 
 def amount(name: str, value: Decimal) -> str:
-    """Return one of the numbers as people read it: `amount("usd", 1) -> "$1.000000"`."""
+    """Return a number as people read it: `amount("usd", 1) -> "$1.000000"`."""
     forms = {"usd": usd_text(value), "error_rate": f"{value:.1%}", "p95_seconds": f"{value:.2f} s"}
     return forms[name]
 
 
 def exceeded(measured: Numbers, limits: Numbers) -> list[str]:
-    """Return what is above its limit, as words; empty where all is within."""
+    """Say in words what is over its limit; the list is empty if nothing is."""
     return [
         f"{WORDS[name]} {amount(name, measured[name])} (limit {amount(name, most)})"
         for name, most in limits.items()
@@ -149,23 +151,28 @@ def exceeded(measured: Numbers, limits: Numbers) -> list[str]:
     ]
 
 
-def hint(unpriced: Counter[str], link: str) -> str:
-    """Return what to know beside the numbers, and where to look, as words."""
-    models = ", ".join(f"{calls} calls of {model!r}" for model, calls in unpriced.most_common(5))
-    doubt = f"Spend is at least that: the cost is unknown of {models}. " if unpriced else ""
-    return f"{doubt}The costliest trace is {link}"
+def counted(number: float, noun: str) -> str:
+    """`counted(1, "call") -> "1 call"`, `counted(2, "call") -> "2 calls"`."""
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
+
+
+def doubts(unpriced: Counter[str]) -> str:
+    """Say in words what the spend leaves out, after a space; empty if it is complete."""
+    models = (f"{counted(calls, 'call')} of {model!r}" for model, calls in unpriced.most_common(5))
+    left_out = f" Spend is at least that: it leaves out {', '.join(models)}, of unknown cost."
+    return left_out if unpriced else ""
 
 
 # %% 4. Deliver it, or say that nobody was told
 #
 # A webhook's address is a password: whoever has it can write to the chat. Only its host is
-# ever shown. An alert that was not delivered is a failure of its own, and has its status.
+# ever shown. An alert that was not delivered is a failure, too, with an exit status of its own.
 
 
 def deliver(webhook: str, text: str, measured: Numbers, limits: Numbers) -> str:
     """Post the message as JSON; return why it was not accepted, or an empty text.
 
-    In Slack a model called `<!channel>` would wake everybody, so its text is escaped.
+    The text is escaped: in Slack a model called `<!channel>` would notify everybody.
     """
     message = {"text": html.escape(text, quote=False), "measured": measured, "limits": limits}
     host, body = urlsplit(webhook).hostname, json.dumps(message, default=float)
@@ -178,7 +185,7 @@ def deliver(webhook: str, text: str, measured: Numbers, limits: Numbers) -> str:
 
 
 def parse_webhook(text: str) -> str:
-    """Return an address to post to; the error does not repeat it."""
+    """Check an address to post to; an error does not repeat it."""
     try:
         check_url(Setting("the webhook", text, "command line"))
     except SettingsError as error:
@@ -187,7 +194,7 @@ def parse_webhook(text: str) -> str:
 
 
 def parse_period(text: str) -> timedelta:
-    """Return a stretch of time: `parse_period("24h") -> timedelta(days=1)`; also `7d`."""
+    """Return a length of time: `parse_period("24h") -> timedelta(days=1)`; also `7d`."""
     found = re.fullmatch(r"([1-9]\d{0,4})([hd])", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a period such as 24h or 7d")
@@ -208,20 +215,20 @@ def read_options() -> tuple[argparse.Namespace, Numbers]:
     add_option("--period", type=parse_period, default="24h", help="default: %(default)s")
     add_option("--max-usd", type=parse_limit, help="spend of the period")
     add_option("--max-error-rate", type=parse_limit, help="share of calls: 0.05 is 5 %%")
-    add_option("--max-p95-seconds", type=parse_limit, help="19 of 20 calls are not slower")
-    add_option("--webhook", type=parse_webhook, metavar="URL", help="better in an @file")
+    add_option("--max-p95-seconds", type=parse_limit, help="19 of 20 calls must be faster")
+    add_option("--webhook", type=parse_webhook, metavar="URL", help="better kept in an @file")
     options = parser.parse_args()
     given = {name: getattr(options, f"max_{name}") for name in WORDS}
     limits = {name: most for name, most in given.items() if most is not None}
     if not limits:
         parser.error("give at least one of --max-usd, --max-error-rate and --max-p95-seconds")
     if limits.get("error_rate", 0) > 1:
-        parser.error("--max-error-rate is more than all calls: 5 % is written 0.05")
+        parser.error("--max-error-rate is more than all calls: write 5 % as 0.05")
     return options, limits
 
 
 def main() -> None:
-    """Measure, compare, and tell; the exit status says how it went."""
+    """Measure, compare, and report; the exit status says how it went."""
     options, limits = read_options()
     connect(asks_model=False)
     langfuse = Langfuse()
@@ -232,21 +239,29 @@ def main() -> None:
     try:
         measured = measure(langfuse, period)
         if not measured:
-            show_line("Within the limits. There was no call in this period.")
+            show_line("Within the limits: no model was called in this period.")
             return
-        look = hint(count_unpriced(langfuse, period), costliest_trace(langfuse, period))
+        doubt = doubts(count_unpriced(langfuse, period))
+        trace_id = costliest_trace(langfuse, period)
+        link = langfuse.get_trace_url(trace_id=trace_id) or ""
     except (httpx.HTTPError, ApiError) as error:
         said = f"it answered {error.status_code}" if isinstance(error, ApiError) else error
         fail(f"Cannot tell whether a limit is exceeded: Langfuse cannot be read ({said}).", 2)
     for name, value in measured.items():
         most = f"limit {amount(name, limits[name])}" if name in limits else "no limit"
         show_result(WORDS[name], f"{amount(name, value):<12} {most}")
+    show_link(f"{'costliest trace':<20} ", link)
     over = exceeded(measured, limits)
     if not over:
-        show_line(f"Within the limits. {look}")
+        show_line(f"Within the limits.{doubt}")
         return
-    hours = options.period / timedelta(hours=1)
-    text = f"Over the limit in the last {hours:g} hours: {', '.join(over)}. {look}"
+    # The stand-in may end with this program, and its links open on this machine only.
+    where = trace_id if choose_destination(read_settings()).mode == "local" else link
+    hours = counted(options.period / timedelta(hours=1), "hour")
+    text = (
+        f"Over the limit in the last {hours}: {', '.join(over)}.{doubt}"
+        f" The costliest trace is {where}"
+    )
     problem = deliver(options.webhook, text, measured, limits) if options.webhook else ""
     if problem:
         fail(f"Nobody was told, {problem}. {text}", 2)

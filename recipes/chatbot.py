@@ -1,8 +1,8 @@
 """Chat in the terminal, and keep every conversation.
 
-A chat that went wrong is hard to repeat: nobody remembers what was said before. Here
-each turn is a trace with its wait, its cost and what the user thought of it, and one
-session holds the turns together.
+A chat that went wrong is hard to repeat: nobody remembers what was said before. Here each
+turn is a trace with its time to first token, its cost and the user's rating, and a session
+holds the turns of a conversation together.
 
 Run it:
 
@@ -15,7 +15,7 @@ Each turn has this shape:
       clean-up-reply    span
 
 Try next: say "My name is Ada." and ask "What is my name?"; then set REMEMBERED_TURNS to 0
-and do it again. Or chat with a model on your own machine, here one in Ollama:
+and do it again. Or chat with a model on your own machine, for example one in Ollama:
 
     OPENAI_BASE_URL=http://localhost:11434/v1 OPENAI_MODEL=llama3.2 python -m recipes.chatbot
 """
@@ -48,15 +48,15 @@ INSTRUCTION = (
     "the customer said and the passages below. If they do not answer the question, say "
     '"The handbook does not say."\n'
 )
-REMEMBERED_TURNS = 6  # what the model is told again; a longer memory costs more each turn
-HELP = "Commands: /feedback 5 what you think of the last answer (1 to 5), /new, /quit or Ctrl-C."
-ShowPieces = Callable[[Iterable[str]], None]  # prints each piece as soon as it is there
+REMEMBERED_TURNS = 6  # sent again with each question; a longer memory costs more per turn
+HELP = "Commands: /feedback 5 thank you (rates the last answer, 1 to 5), /new, /quit or Ctrl-C."
+ShowPieces = Callable[[Iterable[str]], None]  # prints each piece as it arrives
 
 
 # %% 1. Answer a turn, word by word
 #
-# The user reads along, so the wait that counts is the one for the first word. A stream can
-# break or be stopped at any word; what the user has read until then is stored all the same.
+# The user reads along, so the wait that matters is the one for the first word. A stream can
+# break or be stopped at any word; what the user has read so far is stored all the same.
 
 
 def stream_reply(
@@ -64,7 +64,8 @@ def stream_reply(
 ) -> Generator[str, None, None]:
     """Yield the reply piece by piece, and add each piece to `written`.
 
-    In Langfuse: select `write-reply` and compare the time to first token with the latency.
+    In Langfuse: open a turn, select `write-reply` and compare its time to first token with
+    its latency. The first is how long the user looked at an empty line.
     """
     with client.chat.completions.create(
         name="write-reply",
@@ -81,13 +82,16 @@ def stream_reply(
 
 
 @observe(name="answer-turn", as_type="chain", capture_input=False)
-def answer_turn(client: OpenAI, messages: list[dict[str, Any]], show: ShowPieces) -> str:
-    """Show the reply while it is written, and return it cleaned up.
+def answer_turn(
+    client: OpenAI, messages: list[dict[str, Any]], show: ShowPieces, trace_ids: list[str]
+) -> str:
+    """Show the reply while it is written, and return it cleaned up; add the trace's id first.
 
-    In Langfuse: filter by level. ERROR is a model that failed, WARNING a user who did not
-    want to read to the end.
+    In Langfuse: filter Tracing by Status (on the local page: Level). ERROR means that the
+    model failed, WARNING that the user stopped the reply.
     """
     langfuse, written = get_client(), list[str]()
+    trace_ids.append(langfuse.get_current_trace_id() or "")  # a turn that fails has one, too
     langfuse.update_current_span(input=messages[-1]["content"])
     try:
         with closing(stream_reply(client, messages, written)) as pieces:  # stopped: ends here
@@ -97,23 +101,24 @@ def answer_turn(client: OpenAI, messages: list[dict[str, Any]], show: ShowPieces
         langfuse.update_current_span(level="WARNING", status_message="stopped by the user")
         raise
     finally:
-        # What is returned, if anything is, takes the place of this.
+        # A return value replaces this; an exception leaves it.
         langfuse.update_current_span(output="".join(written))
 
 
 # %% 2. Clean up what is kept
 #
-# What stays is sent again with each further turn, and paid for again. Models that reason
-# may write their thoughts into the reply, and some write nothing at all.
+# A reply is sent again with each later turn, and paid for again. A reasoning model may write
+# its thoughts into the reply, and some models write nothing at all.
 
 
 @observe(name="clean-up-reply")
 def clean_up_reply(reply: str) -> str:
-    """Return a reply without thoughts and without blank lines in a row.
+    """Return a reply without its thoughts and its repeated blank lines.
 
-    Raises ValueError where nothing is left: that is not an answer.
+    Raises ValueError if nothing is left: that is no answer.
 
-    In Langfuse: select `clean-up-reply`, and see what a user saw and later turns did not.
+    In Langfuse: select `clean-up-reply`. Its input is what the user saw, its output is what
+    later turns are told.
     """
     text = re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL)
     text = re.sub(r"\n\s*\n", "\n\n", text).strip()
@@ -122,50 +127,52 @@ def clean_up_reply(reply: str) -> str:
     return text
 
 
-# %% 3. Remember the conversation, but not for ever
+# %% 3. Remember the conversation, but not forever
 #
-# A session joins the turns. A turn that failed is in the session, so that somebody sees
-# it, but not in the memory: a question without an answer would confuse the next one.
+# A session holds the turns together. A failed turn is part of the session, so that somebody
+# sees it, but not of the memory: a question without an answer would confuse the model.
 
 
 @dataclass
 class Conversation:
-    """A session: the trace of each turn, and the turns that the model is told again."""
+    """A session: the trace of each turn, and the latest turns, which the model is told again."""
 
     session_id: str = field(default_factory=lambda: f"chat-{uuid.uuid4()}")
-    trace_ids: list[str] = field(default_factory=list)
-    answered: str = ""  # the trace of the last answer, if the last turn had one
+    trace_ids: list[str] = field(default_factory=list)  # of all turns; "" with tracing off
+    is_answered: bool = False  # whether the last turn has an answer to rate
     memory: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_TURNS))
 
 
 def take_turn(client: OpenAI, conversation: Conversation, text: str, show: ShowPieces) -> None:
-    """Answer what the user typed, in this conversation; what fails is traced and raised.
+    """Answer what the user typed in this conversation. A failure is traced, then raised.
 
-    In Langfuse: open Sessions and select the session, and you read the conversation.
+    In Langfuse: open Sessions and select the session to read the conversation turn by turn.
     """
     messages = [{"role": "system", "content": INSTRUCTION + "\n".join(handbook())}]
     for said, replied in conversation.memory:
         messages.append({"role": "user", "content": said})
         messages.append({"role": "assistant", "content": replied})
     messages.append({"role": "user", "content": text})
-    trace_id = get_client().create_trace_id()
-    conversation.trace_ids.append(trace_id)
-    conversation.answered = ""
+    conversation.is_answered = False
     with propagate_attributes(session_id=conversation.session_id):
-        reply = answer_turn(client, messages, show, langfuse_trace_id=trace_id)
-    conversation.answered = trace_id
+        reply = answer_turn(client, messages, show, conversation.trace_ids)
+    conversation.is_answered = True
     conversation.memory.append((text, reply))
 
 
 # %% 4. Let the user rate the answer
 #
-# The best judge of an answer is still there, and one line away.
+# The best judge of an answer is still at the keyboard, so a rating is one line to type. It
+# becomes a score of the turn's trace, next to what the turn cost and how long it took.
 
 
 def rate_turn(langfuse: Langfuse, trace_id: str, stars: int, comment: str) -> None:
-    """Store one to five stars as a score from 0 to 1; a second opinion replaces the first.
+    """Store one to five stars as a score from 0 to 1; a second rating replaces the first.
 
-    In Langfuse: sort traces by `user-rating`, and read the worst ones with their comments.
+    In Langfuse: open the rated turn. Its scores show `user-rating` with the comment.
+
+    In Langfuse (not on the local page): filter Tracing by the score `user-rating` to find the
+    worst answers.
     """
     langfuse.create_score(
         name="user-rating",
@@ -178,7 +185,7 @@ def rate_turn(langfuse: Langfuse, trace_id: str, stars: int, comment: str) -> No
 
 
 def run_command(langfuse: Langfuse, conversations: list[Conversation], line: str) -> str:
-    """Do what a line with a slash asks for, and return what to tell the user."""
+    """Carry out a command, and return what to tell the user."""
     name, _, rest = line.partition(" ")
     if name == "/new":
         conversations.append(Conversation())
@@ -187,34 +194,35 @@ def run_command(langfuse: Langfuse, conversations: list[Conversation], line: str
         return f"There is no {name}. {HELP}"
     rating = re.fullmatch(r"\s*([1-5])(?:\s+(.*))?", rest)
     if not rating:
-        return "Write a number from 1 to 5, and a comment if you like: /feedback 5 that was it"
-    trace_id = conversations[-1].answered
-    if not trace_id:
+        return "Write a number from 1 to 5, and a comment if you like: /feedback 5 thank you"
+    if not conversations[-1].is_answered:
         return "There is no answer to rate: ask something first."
+    trace_id = conversations[-1].trace_ids[-1]
     if not sent_count(trace_id):
         return "Not stored: tracing is off, or LANGFUSE_SAMPLE_RATE left this turn out."
     rate_turn(langfuse, trace_id, int(rating[1]), rating[2] or "")
     return f"Rated {rating[1]} of 5. Another /feedback replaces it."
 
 
-# %% 5. Say where the conversation is kept
+# %% 5. Show what is stored
 #
-# The screen forgets. What a colleague will read tomorrow is what is stored.
+# The terminal forgets. A colleague who reads the conversation tomorrow sees only what was
+# stored, so the last thing the chat does is read it back.
 
 
 def show_conversation(langfuse: Langfuse, conversation: Conversation) -> None:
-    """Print the last turn of a conversation as it is stored, and where to read all of it."""
+    """Print the last turn of a conversation as stored, and a link to all of it."""
     name, last = conversation.session_id, conversation.trace_ids[-1]
     console.show_section(f"The last turn of {name}")
     console.show_trace(last)
     if sent_count(last):
         url = langfuse.get_trace_url(trace_id=last) or ""
         link = url.replace(f"traces/{last}", f"sessions/{name}")
-        console.show_link("the conversation     ", link)
+        console.show_link("The whole conversation: ", link)
 
 
 def main() -> None:
-    """Chat until /quit, the end of input or Ctrl-C; then show what was stored."""
+    """Chat until /quit, Ctrl-C or the end of input; then show what was stored."""
     connect()
     langfuse, client, conversations = Langfuse(), OpenAI(timeout=60), [Conversation()]
     console.show_line(HELP)
@@ -229,7 +237,7 @@ def main() -> None:
                 except (openai.OpenAIError, ValueError) as error:
                     console.show_line(f"    No answer: {explain_model(error) or error}", "red")
     console.show_line("\nGoodbye.")  # on a line of its own: the terminal has written ^C
-    langfuse.flush()  # hand over what is waiting before anyone opens the links
+    langfuse.flush()  # send what is waiting before anyone opens the links
     for conversation in conversations:
         if conversation.trace_ids:
             show_conversation(langfuse, conversation)

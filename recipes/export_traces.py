@@ -1,8 +1,8 @@
 """Keep traces longer than Langfuse keeps them, and delete them there when you say so.
 
-A plan's retention ends, a database fills up, an auditor asks in two years. This copies
-every observation and every score of a period into two files, one row of the API a line.
-Killed half-way, it goes on where it was. Without `--yes` it deletes nothing, and counts.
+Your plan's retention ends, a database fills up, an auditor asks in two years. This copies
+every observation and every score of a period into two files, one JSON object per line. If it
+is killed half-way, the next run continues. Without `--yes` it only counts what it would delete.
 
 Run it:
 
@@ -10,8 +10,8 @@ Run it:
     python -m recipes.export_traces --from 2026-10-01 --to 2026-11-01 --folder ../october
     python -m recipes.export_traces --folder ../october --delete-older-than 30 --yes
 
-A step is stored when it ends, so let a period end some time ago: what is still running
-when you export, or is scored later, is not in the files.
+Export a period that ended some time ago: a step is stored when it ends, so what is still
+running when you export, or is scored later, is not in the files.
 
 Try next: run a lesson, set PAGE_SIZE to 1, stop an export to `--folder ../slow` with Ctrl-C,
 and compare `export.json` there with the two files before you start it again.
@@ -32,23 +32,23 @@ from langfuse import Langfuse
 from langfuse.api.core import ApiError
 
 from common.client import connect, tracing_is_on
-from common.console import fail, progress, show_line, show_result, show_section, waiting
+from common.console import fail, progress, show_line, show_link, show_result, show_section, waiting
 from common.readback import FIELDS
 from common.settings import TOP, read_settings
 from recipes import Arguments
 
-BEGINNING = "2023-01-01T00:00:00+00:00"  # there was no Langfuse before
+BEGINNING = "2023-01-01T00:00:00+00:00"  # before there was a Langfuse
 OBSERVATIONS, SCORES = "observations.jsonl", "scores.jsonl"
-PAGE_SIZE = 500  # rows; the API gives up to 1000 observations, and up to 100 scores
-TRACES_AT_ONCE = 50  # an address has room for no more ids
-Row = dict[str, Any]  # one line: a row as the API answers it
+PAGE_SIZE = 500  # rows; the API returns up to 1000 observations, or up to 100 scores
+TRACES_AT_ONCE = 50  # more ids would not fit into one address
+Row = dict[str, Any]  # one line of a file: an object as the API returns it
 State = dict[str, Any]  # the content of export.json
 
 
-# %% 1. Fix the period once, and remember how far you came
+# %% 1. Fix the period once, and remember how far you got
 #
-# "Until now" means something else an hour later. The first run writes the period down,
-# and every later one goes on with that period or refuses, so no folder mixes two.
+# "Until now" means something else an hour later. The first run writes the period down. Each
+# later run continues with that period or refuses, so no folder mixes two periods.
 
 
 def moment(text: str) -> str:
@@ -62,18 +62,18 @@ def moment(text: str) -> str:
 
 
 def read_arguments() -> argparse.Namespace:
-    """Return what the command line asks for."""
+    """Return the options of the command line."""
     parser = Arguments(prog="python -m recipes.export_traces")
     default = (TOP / read_settings()["LOCAL_LANGFUSE_DB"].value).with_name("export")
     parser.add_argument("--from", dest="start", type=moment, help="a day or a time, ISO 8601")
-    parser.add_argument("--to", dest="end", type=moment, help="where it ends, itself left out")
+    parser.add_argument("--to", dest="end", type=moment, help="the first moment after the period")
     parser.add_argument("--folder", type=Path, default=default, help="where the files go")
     parser.add_argument("--delete-older-than", type=int, metavar="DAYS")
-    parser.add_argument("--yes", action="store_true", help="delete, do not only count")
+    parser.add_argument("--yes", action="store_true", help="delete instead of counting")
     asked = parser.parse_args()
     now = datetime.now(UTC).isoformat()
     if not (asked.start or BEGINNING) < (asked.end or now) <= now:
-        parser.error("--from must lie before --to, and --to not in the future")
+        parser.error("--from must be before --to, and --to must not be in the future")
     if asked.delete_older_than not in (None, *range(1, 36_501)):
         parser.error("--delete-older-than must be from 1 to 36500 days")
     if asked.yes and not asked.delete_older_than:
@@ -84,10 +84,10 @@ def read_arguments() -> argparse.Namespace:
 
 
 def open_state(folder: Path, project: str, start: str | None, end: str | None) -> State:
-    """Return the folder's state, or a new one; raise FileExistsError if it is of another period.
+    """Return the folder's state, or a new one; raise FileExistsError if the period differs.
 
-    Of each file: the first `size` bytes are whole pages, the next page begins at `cursor`
-    (null: at the newest row), and `added` counts the rows of this round.
+    For each file: the first `size` bytes are complete pages, the next page begins at `cursor`
+    (null means at the newest row), and `added` counts the rows of this round.
     """
     file = folder / "export.json"
     if not file.exists():
@@ -104,23 +104,23 @@ def open_state(folder: Path, project: str, start: str | None, end: str | None) -
 
 
 def save_state(folder: Path, state: State) -> None:
-    """Replace the state file in one step: a kill leaves the old one or the new one."""
+    """Replace the state file in one step, so that a kill leaves the old one or the new one."""
     draft = folder / "export.json.new"
     draft.write_text(json.dumps(state, indent=2), encoding="utf-8")
     draft.replace(folder / "export.json")
 
 
-# %% 2. Read page by page, and every value whole
+# %% 2. Read page by page, and every value in full
 #
-# The API gives the newest row first, and a cursor that names the last row of the page, so
-# rows that come or go meanwhile shift nothing. It cuts metadata to 200 characters where
-# you do not ask for the key, so a page with such a value is read once more.
+# The API returns the newest row first, and a cursor that names the last row of the page, so
+# rows that arrive or disappear meanwhile shift nothing. It cuts a metadata value after 200
+# characters unless you ask for its key, so a page with such a value is read a second time.
 
 
 def read_observations(langfuse: Langfuse, state: State) -> Any:
     """Return the next page of observations with every field.
 
-    Only metadata whose key has a comma in it stays cut: the API separates keys by commas.
+    A metadata value stays cut if its key contains a comma: the API separates keys by commas.
     """
     keys: set[str] = set()
     while True:
@@ -151,7 +151,7 @@ def read_scores(langfuse: Langfuse, state: State) -> Any:
 
 
 def count_stored(langfuse: Langfuse, state: State) -> int:
-    """Return how many rows the period has, but for scores of the type TEXT: no view has them."""
+    """Return how many rows the period has, without TEXT scores: no view counts those."""
     metrics = [{"measure": "count", "aggregation": "count"}]
     query = {"metrics": metrics, "fromTimestamp": state["start"], "toTimestamp": state["end"]}
     total = 0
@@ -161,11 +161,11 @@ def count_stored(langfuse: Langfuse, state: State) -> int:
     return total
 
 
-# %% 3. Append a page, and only then say so
+# %% 3. Append a page, and only then record it
 #
-# A kill can come between any two lines. First the page is on the disk, then the state
-# that counts it; what lies behind the counted bytes is cut off at the next start. A round
-# misses what arrives in front of its cursor, so rounds follow until one finds nothing new.
+# A kill can come between any two lines of code. So the page is on the disk before the state
+# counts it, and whatever follows the counted bytes is cut off at the next start. A round
+# misses rows that are newer than its cursor, so it is repeated until nothing new is found.
 
 
 def rows_in(file: Path) -> Iterator[Row]:
@@ -177,12 +177,12 @@ def rows_in(file: Path) -> Iterator[Row]:
 def export_file(
     langfuse: Langfuse, folder: Path, state: State, name: str, done: Callable[[], None]
 ) -> int:
-    """Append what a file lacks, call `done` for each line, and return how many there are."""
+    """Append the missing rows to a file, call `done` for each line, and count the lines."""
     file, part = folder / name, state[name]
     read_page = {OBSERVATIONS: read_observations, SCORES: read_scores}[name]
     with file.open("ab") as out:
         if out.tell() < part["size"]:
-            raise FileExistsError(f"{file} was cut: it is shorter than export.json says")
+            raise FileExistsError(f"{file} is shorter than export.json says")
         out.truncate(part["size"])
         # An observation's id is unique only within its trace.
         known = {(row.get("traceId"), row["id"]) for row in rows_in(file)}
@@ -208,16 +208,16 @@ def export_file(
 
 # %% 4. Delete only what the files hold
 #
-# A deletion cannot be taken back. A trace may go when its newest observation is older
-# than you said, and all that is stored of it now is in the files as it is stored now. What
-# has grown, changed or been scored since the export stays.
+# A deletion cannot be undone. A trace may go if its newest observation is older than you
+# said, and if everything stored of it is in the files, unchanged. A trace that has grown,
+# changed or been scored since the export stays.
 
 
 def versions(rows: Iterable[Row]) -> dict[str, set[tuple[str, str]]]:
-    """Return by trace the id and the last change of each of its observations and scores."""
+    """Return, for each trace, the id and the last change of its observations and scores."""
     by_trace: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for row in rows:
-        subject = row.get("subject", row)  # what a score is about: a trace, a step, a session
+        subject = row.get("subject", row)  # what a score belongs to: a trace, a step, a session
         trace = subject["id"] if subject.get("kind") == "trace" else subject.get("traceId", "")
         by_trace[trace].add((row["id"], row["updatedAt"]))
     return by_trace
@@ -239,10 +239,10 @@ def stored_rows(langfuse: Langfuse, traces: list[str]) -> Iterator[Row]:
 
 
 def delete_old(langfuse: Langfuse, folder: Path, before: datetime, sure: bool) -> tuple[int, int]:
-    """Return how many old traces may go and how many must stay; delete the former if `sure`.
+    """Count the old traces that may go and those that must stay; delete the former if `sure`.
 
-    In Langfuse: look for one of the ids under Traces. Langfuse Cloud accepts a deletion at
-    once and carries it out in the background.
+    In Langfuse: open Tracing, and the old traces are gone. Langfuse Cloud accepts a deletion
+    at once and carries it out in the background, so this can take a while there.
     """
     exported = versions(row for name in (OBSERVATIONS, SCORES) for row in rows_in(folder / name))
     ended: dict[str, datetime] = {}  # by trace: when its last step did
@@ -261,12 +261,12 @@ def delete_old(langfuse: Langfuse, folder: Path, before: datetime, sure: bool) -
 
 
 def export_and_delete(langfuse: Langfuse, asked: argparse.Namespace) -> None:
-    """Do what the command line asks for, and print what there is then."""
+    """Export, delete if asked to, and print what the folder holds."""
     project = langfuse.api.projects.get().data[0]
     state = open_state(asked.folder, project.id, asked.start, asked.end)
     show_section(f"Period {state['start']} to {state['end']}")
     if state[OBSERVATIONS]["is_done"] and state[SCORES]["is_done"]:
-        show_line("  This export is complete: what came later needs another --folder.")
+        show_line("  This export is complete: for anything newer, use another --folder.")
     with progress("Exporting", count_stored(langfuse, state)) as done:
         for name in (OBSERVATIONS, SCORES):
             lines = export_file(langfuse, asked.folder, state, name, done)
@@ -275,26 +275,28 @@ def export_and_delete(langfuse: Langfuse, asked: argparse.Namespace) -> None:
         before = datetime.now(UTC) - timedelta(days=asked.delete_older_than)
         with waiting("Comparing the files with what is stored"):
             gone, kept = delete_old(langfuse, asked.folder, before, asked.yes)
-        fate = "given to Langfuse to delete" if asked.yes else "would be deleted; add --yes"
+        fate = "handed to Langfuse to delete" if asked.yes else "would be deleted; add --yes"
         show_result("old traces", f"{gone} {fate}")
-        show_result("stay", f"{kept} old ones, which have grown or changed since the export")
-    show_result("written", asked.folder.resolve())
+        show_result("kept", f"{kept} that grew or changed since the export")
+    url = f"{os.environ['LANGFUSE_BASE_URL']}/project/{project.id}/traces"
+    show_link(f"{'in Langfuse':<20} ", url)
+    show_result("in files", asked.folder.resolve())
 
 
 def main() -> None:
-    """Read what is asked for, do it, and say in one line what stopped it."""
+    """Export, and say in one line what stopped it, if anything did."""
     asked = read_arguments()
     connect(asks_model=False)
     langfuse = Langfuse()
     if not tracing_is_on():
-        fail("Tracing is off, and nothing can be read: unset LANGFUSE_TRACING_ENABLED.", 2)
+        fail("Tracing is off, so nothing can be read: unset LANGFUSE_TRACING_ENABLED.", 2)
     try:
         export_and_delete(langfuse, asked)
     except OSError as error:
         fail(f"{error}: choose another --folder.", 2)
     except (httpx.HTTPError, ApiError) as error:
         cause = getattr(error, "status_code", error)
-        fail(f"Langfuse did not answer ({cause}). Run the same command again to go on.", 1)
+        fail(f"Langfuse did not answer ({cause}). Run the same command again to continue.", 1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Let users rate the answers they got.
 
-A thumb under an answer is worth most where the answer can be looked up: what was asked,
-what the model read, what it cost. So the answer goes out with the id of its trace, and the
-rating comes back with it, often minutes later and sometimes twice.
+A thumb under an answer is worth most if you can look the answer up: what was asked, what the
+model read, what it cost. So each answer goes out with the id of its trace, and the rating
+comes back with that id, often minutes later and sometimes twice.
 
 Run it:
 
@@ -18,7 +18,7 @@ The trace has this shape:
     answer-question          chain
       write-answer           generation
 
-Try next: rate the same answer again with `"thumbs": "down"` in place of the rating, and look
+Try next: rate the same answer again with `"thumbs": "down"` instead of the rating, and look
 at the scores of its trace: there are still two.
 """
 
@@ -59,13 +59,13 @@ Opinion = dict[str, float | str]  # the value of each score, by its name
 
 # %% 1. Start and end with the server
 #
-# Traces are sent in the background, so when the server is told to end, the last ones still
-# wait. Ratings never do: section 4 stores them before it answers.
+# Traces are sent in the background, so when the server is told to stop, the last ones are
+# still waiting. Ratings never wait: section 4 stores them before it answers.
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open the model's client before the first request; after the last one, send what waits."""
+    """Open the model's client before the first request; after the last, send what is waiting."""
     with OpenAI(timeout=60) as client:
         app.state.client = client
         app.state.answered = OrderedDict[str, datetime]()  # when, by trace id
@@ -73,20 +73,24 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     get_client().flush()
 
 
-APP = FastAPI(title="Ask the shop, and rate the answer", lifespan=lifespan)
-# A web page can give this machine a name of its own, and so get round the browser's rules.
+# FastAPI's own spans would be the parents of ours without being stored themselves, and Langfuse
+# leaves the scores of such a trace out of its breakdowns by user, session, tag and trace name.
+APP = FastAPI(
+    title="Ask the shop, and rate the answer", lifespan=lifespan, telemetry={"tracing": False}
+)
+# A web page could give this machine a name of its own, to get round the browser's rules.
 APP.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
 
 
 # %% 2. Answer, and hand out the trace id
 #
-# The endpoints are plain functions: FastAPI runs each call in a thread, and a slow model
-# holds up nobody else. This process remembers what it answered, so that an answer can be
-# rated at once, though Langfuse Cloud shows its trace only after some seconds.
+# The endpoints are plain functions: FastAPI runs each call in a thread, so a slow model holds
+# up nobody else. This process remembers what it has answered, so that an answer can be rated
+# at once, although Langfuse Cloud shows its trace only seconds later.
 
 
 class Question(BaseModel):
-    """What `POST /ask` takes."""
+    """What `POST /ask` accepts."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     question: str = Field(min_length=1, max_length=MAX_QUESTION)
@@ -95,8 +99,8 @@ class Question(BaseModel):
 def answer_question(client: OpenAI, question: str) -> tuple[str, str]:
     """Return the answer, and the id of its trace.
 
-    In Langfuse: select the root `answer-question`. Beside the question and the answer you
-    read what the user thought of it.
+    In Langfuse: open the trace. Next to the question and the answer, its scores tell you what
+    the user thought.
     """
     with get_client().start_as_current_observation(
         name="answer-question", as_type="chain", input=question
@@ -116,7 +120,7 @@ def answer_question(client: OpenAI, question: str) -> tuple[str, str]:
 
 @APP.post("/ask")
 def ask(body: Question, request: Request) -> dict[str, str | None]:
-    """Answer with the trace id, null where no trace is stored; 502 where the model cannot."""
+    """Return an answer and its trace id, null if no trace is stored; 502 if the model fails."""
     began = datetime.now(UTC)
     try:
         answer, trace_id = answer_question(request.app.state.client, body.question)
@@ -132,12 +136,12 @@ def ask(body: Question, request: Request) -> dict[str, str | None]:
 
 # %% 3. Refuse what is not an opinion
 #
-# What arrives here comes from a browser, and is stored for people to read: only the fields
-# of the form, each with its type and a limit. A comment is text and is never interpreted.
+# What arrives here comes from a browser and is stored for people to read. So only the fields
+# of the form are accepted, each with a type and a limit. A comment is text, never markup.
 
 
 class Feedback(BaseModel):
-    """What `POST /feedback` takes: stars or a thumb, and a comment if there is one."""
+    """What `POST /feedback` accepts: stars or a thumb, and perhaps a comment."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     trace_id: str = Field(pattern="^[0-9a-f]{32}$")
@@ -147,14 +151,14 @@ class Feedback(BaseModel):
 
     @model_validator(mode="after")
     def take_one(self) -> Self:
-        """Refuse a rating beside a thumb, and neither of them."""
+        """Refuse a rating together with a thumb, and neither."""
         if (self.rating is None) == (self.thumbs is None):
             raise ValueError("give either rating or thumbs")
         return self
 
 
 def opinion_of(feedback: Feedback) -> Opinion:
-    """Return the value of each score: 1 star is 0, 5 are 1; a thumb is 5 stars or 1."""
+    """Return the value of each score: 1 star is 0 and 5 stars are 1; a thumb is 5 stars or 1."""
     stars = feedback.rating or (5 if feedback.thumbs == "up" else 1)
     word = "unsatisfied" if stars < 3 else "neutral" if stars == 3 else "satisfied"
     return {"user-rating": (stars - 1) / 4, "user-satisfaction": word}
@@ -169,10 +173,10 @@ def refuse(_: Request, error: RequestValidationError) -> Response:
 
 # %% 4. Store an opinion so that a second one replaces it
 #
-# `create_score` only puts a score into a queue, and cannot say that Langfuse is down: this is
-# the same request, made at once. It replaces a score of the same id, name and day, so its time
-# is that of the answer, not of the click. A field left out would keep its old value, so that a
-# missing comment is stored as such.
+# `create_score` only queues a score, and cannot tell you that Langfuse is down. This is the same
+# request, sent at once. It replaces a score with the same id, name and day, so each score gets
+# the time of the answer, not of the click. A field that is left out keeps its old value, so a
+# missing comment is stored in words.
 
 
 def trace_began(trace_id: str) -> datetime | None:
@@ -184,8 +188,10 @@ def trace_began(trace_id: str) -> datetime | None:
 def store_opinion(trace_id: str, began: datetime, opinion: Opinion, comment: str) -> None:
     """Store both scores. Raise `NotStoredError`, or the error of the request.
 
-    In Langfuse: Scores shows `user-rating` over time; filter traces by `user-satisfaction`
-    to read the answers that people did not like.
+    In Langfuse: open the trace to see `user-rating` and `user-satisfaction` with the comment.
+
+    In Langfuse (not on the local page): filter Tracing by the score `user-satisfaction` to
+    read the answers that people did not like.
     """
     scores = [
         CreateScoreRequest(
@@ -207,7 +213,7 @@ def store_opinion(trace_id: str, began: datetime, opinion: Opinion, comment: str
 
 @APP.post("/feedback")
 def feedback(body: Feedback, request: Request) -> Opinion:
-    """Store an opinion; 404 for an unknown trace, 503 where Langfuse did not take it."""
+    """Store an opinion; 404 for an unknown trace, 503 if Langfuse did not accept it."""
     if not tracing_is_on():
         raise HTTPException(503, "Tracing is off here: feedback is not stored.")
     opinion = opinion_of(body)
@@ -234,11 +240,11 @@ def main() -> None:
     connect()
     langfuse = Langfuse()
     own = listening.getsockname()[1]
-    show_line(f"POST questions to http://127.0.0.1:{own}/ask. Ctrl-C ends it.")
+    show_line(f"POST questions to http://127.0.0.1:{own}/ask. Ctrl-C stops the server.")
     with suppress(KeyboardInterrupt):
         uvicorn.Server(uvicorn.Config(APP, log_level="warning")).run(sockets=[listening])
     if answered := list(APP.state.answered):
-        show_link("The last answer: ", langfuse.get_trace_url(trace_id=answered[-1]) or "")
+        show_link("The last answer's trace: ", langfuse.get_trace_url(trace_id=answered[-1]) or "")
 
 
 if __name__ == "__main__":

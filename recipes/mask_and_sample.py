@@ -1,9 +1,9 @@
-"""Send traces without the personal data in them, and no more of them than you need.
+"""Keep personal data out of traces, and keep no more traces than you need.
 
-A trace copies what people type: addresses, card numbers, keys. Langfuse's `mask=` gets the
-input, output and metadata of a step, `mask_otel_spans=` all attributes of a span. Neither
-reaches an exception and its stack trace, a span's name, or the comment of a score. One
-gate before the network reaches all of them.
+A trace contains what people type: addresses, card numbers, keys. Langfuse's `mask=` sees the
+input, output and metadata of a step, and `mask_otel_spans=` all attributes of a span. Neither
+sees an exception and its stack trace, a span's name, or the comment of a score. A gate in
+front of the network sees all of them.
 
 Run it:
 
@@ -19,8 +19,8 @@ The traces have this shape:
 
 Try next: take `**gate()` out of `main`, run again, and compare what is stored.
 
-The gate reads text, not pictures and files. What your program logs or sends elsewhere does
-not pass it.
+The gate reads text, not pictures or files. It does not see what your program logs or sends
+elsewhere.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ import os
 import re
 import secrets
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
 import httpx
-from langfuse import Langfuse, get_client, observe, propagate_attributes
+from langfuse import Langfuse, LangfuseChain, get_client, observe, propagate_attributes
 from langfuse.openai import OpenAI
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -58,18 +58,19 @@ QUESTION = (
     f"I am {ADDRESS}, card 4111 1111 1111 1111, phone +31 6 1234 5678. "
     "My key sk-lf-0123456789abcdef does not work. Can I return order A-1042 for 49.90?"
 )
-SAMPLE_RATE = 0.25  # of all traces, the share that is kept
+SAMPLE_RATE = 0.25  # the share of traces that is kept
 VISITS = {"production": 300, "staging": 100}
 VIEWS = {"observations": "greet-visitor", "scores-numeric": "stayed"}  # what to count in each
-# Without it nobody can try out addresses until one fits. Set it, and a customer keeps the name.
+# Without this key nobody can find a customer by trying addresses. Set one: by default it is
+# random, and every run gives a customer another pseudonym.
 PSEUDONYM_KEY = os.environ.get("PSEUDONYM_KEY", "").encode() or secrets.token_bytes(32)
 
 
 # %% 1. Know personal data when you see it
 #
-# Patterns find what has a form. A name or a street has none, so do not trace where one is
-# sure to be. Better one number too many is masked than one too few, but prices, dates and
-# order numbers must stay, or the trace is of no use: a card number has a checksum.
+# Patterns find what has a fixed form. A name or a street has none, so do not trace a field
+# that always holds one. Mask one number too many rather than one too few, but leave prices,
+# dates and order numbers, or the trace is useless. Cards can be told apart by their checksum.
 
 KEY = re.compile(
     r"(?<![\w-])(?:sk|pk)-[\w-]{8,}|(?<![\w-])eyJ[\w-]+\.[\w.-]+|(?<=[Bb]earer )[\w.~+/=-]{12,}",
@@ -95,7 +96,7 @@ def mask_patterns(text: str) -> str:
 
 
 def is_card(text: str) -> bool:
-    """Tell whether the last digit fits the others, as on every card (Luhn, ISO 7812)."""
+    """Return whether the last digit fits the others, as on every card (Luhn, ISO 7812)."""
     digits = [int(character) for character in text if character.isdigit()]
     doubled = [2 * digit - 9 * (digit > 4) for digit in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
@@ -103,25 +104,25 @@ def is_card(text: str) -> bool:
 
 # %% 2. Mask values of any form, and let none through
 #
-# A span carries JSON as text. A pattern alone would put `[card]` where a number was, which
-# is no JSON, and miss an address written with `\u0040`. So JSON is opened, masked inside
-# and closed. A user or a session gets another name, always the same, so that you can follow
-# one customer. Where the masker fails, the value is withheld: a gap can be explained.
+# A span carries JSON as text. A pattern alone would put `[card]` in place of a number, which
+# breaks the JSON, and miss an address written with `\u0040`. So JSON is parsed, masked and
+# written again. A user or a session gets a pseudonym, always the same one, so that you can
+# still follow a customer. If masking fails, the value is withheld: better a gap than a leak.
 
 WITHHELD = "[withheld: it could not be masked]"
 NAMES_OF_IDS = ("user.id", "user_id", "userId", "session.id", "session_id", "sessionId")
 
 
 def safe(value: Any, name: str = "") -> Any:
-    """Return a value masked, or WITHHELD where that fails. `name` is the field it stands in."""
+    """Return the masked value, or WITHHELD if masking fails. `name` is the field it is in."""
     try:
         return mask(value, name)
-    except Exception:  # noqa: BLE001  whatever it was: what is not masked must not leave
+    except Exception:  # noqa: BLE001  whatever went wrong, an unmasked value must not leave
         return WITHHELD
 
 
 def mask(value: Any, name: str = "") -> Any:
-    """Return the value with each text and number in it masked, keys of dicts, too."""
+    """Mask every text and every number in a value, and the keys of its dicts."""
     if isinstance(value, str):
         return mask_text(value, name)
     if value is None or isinstance(value, bool):
@@ -140,7 +141,7 @@ def mask_text(text: str, name: str = "") -> str:
     """`mask_text('{"card": 4111111111111111}') -> '{"card": "[card]"}'`."""
     try:
         opened = json.loads(text) if text.lstrip().startswith(("{", "[", '"')) else None
-    except ValueError:  # it only looks like JSON
+    except ValueError:  # it only looked like JSON
         opened = None
     masked = mask(opened, name)
     if masked != opened:
@@ -149,22 +150,23 @@ def mask_text(text: str, name: str = "") -> str:
 
 
 def pseudonym(text: str) -> str:
-    """Return `"anon-"` and 16 hex digits: for one text always the same, and no way back.
+    """Return `"anon-"` and 16 hex digits: always the same for one text, with no way back.
 
-    In Langfuse: Users and Sessions list these. To find a customer, compute the pseudonym.
+    In Langfuse: Users lists the pseudonyms. To find a customer, compute theirs.
     """
     return f"anon-{hmac.new(PSEUDONYM_KEY, text.encode(), hashlib.sha256).hexdigest()[:16]}"
 
 
-# %% 3. Put one gate before the network
+# %% 3. Put one gate in front of the network
 #
-# Spans leave through an exporter, all else through an HTTP client, and `Langfuse(...)` takes
-# both from you. Spans of other libraries pass the same exporter: those with `gen_ai.*`
-# attributes or from a known library are sent, a web framework's are not (span_filter.py).
+# Spans leave through an exporter, everything else through an HTTP client, and `Langfuse(...)`
+# accepts your own of both. Spans of other libraries take the same exporter: those of a known
+# LLM library or with `gen_ai.*` attributes are sent, those of a web framework are not
+# (`langfuse/span_filter.py`).
 
 
 def masked_fields(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return attributes with names and values masked."""
+    """Mask the names and the values of attributes."""
     return {safe(name): safe(value, name) for name, value in (attributes or {}).items()}
 
 
@@ -190,7 +192,7 @@ def masked_span(span: ReadableSpan) -> ReadableSpan:
 
 @cache
 def langfuse_exporter() -> OTLPSpanExporter:
-    """Return what Langfuse sends spans with; address and keys are where `connect` leaves them."""
+    """Return an exporter to Langfuse; address and keys come from the environment."""
     keys = f"{os.environ['LANGFUSE_PUBLIC_KEY']}:{os.environ['LANGFUSE_SECRET_KEY']}"
     return OTLPSpanExporter(
         endpoint=f"{os.environ['LANGFUSE_BASE_URL']}/api/public/otel/v1/traces",
@@ -203,7 +205,7 @@ def langfuse_exporter() -> OTLPSpanExporter:
 
 
 class MaskingExporter(SpanExporter):
-    """Sends spans to Langfuse, each of them masked."""
+    """Masks spans before it sends them to Langfuse."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send masked copies."""
@@ -211,7 +213,7 @@ class MaskingExporter(SpanExporter):
 
 
 def masked_body(body: Any) -> Any:
-    """Return the body of a request masked, but for ids, of which some look like numbers."""
+    """Mask the body of a request, except its ids: some look like a card number."""
     if isinstance(body, list):
         return [masked_body(item) for item in body]
     found = {name: str(body.get(name)) for name in ("id", "traceId", "observationId")}
@@ -220,10 +222,10 @@ def masked_body(body: Any) -> Any:
 
 
 class MaskingClient(httpx.Client):
-    """Sends everything that is no span, such as scores, masked."""
+    """Masks everything else before it sends it, such as scores."""
 
     def request(self, method: str, url: Any, **content: Any) -> httpx.Response:
-        """Send a request with its JSON masked, but for prompts, which are your own text."""
+        """Mask the JSON of a request, except prompts, which are your own text."""
         if content.get("json") and "/prompts" not in str(url):
             content["json"] = masked_body(content["json"])
         return super().request(method, url, **content)
@@ -232,64 +234,81 @@ class MaskingClient(httpx.Client):
 def gate() -> dict[str, Any]:
     """Return the two options of `Langfuse(...)` that put the gate in place.
 
-    In Langfuse: search the traces for one of your own addresses. Nothing may be found.
+    In Langfuse: open `answer-question` and select each step. None shows an address, a card
+    number, a phone number or a key.
     """
     return {"span_exporter": MaskingExporter(), "httpx_client": MaskingClient()}
 
 
 # %% 4. Answer a question that is full of personal data
 #
-# The gate touches only the copy in the trace: the model and the tools read what the
-# customer wrote, and tokens and cost are those of the real text.
+# The gate changes only the copy in the trace. The model and the tools still read what the
+# customer wrote, and tokens and cost are those of the original text.
 
 
 @observe(name="look-up-customer", as_type="tool")
 def look_up_customer(address: str) -> str:
-    """Look in vain, and say so as usual: with what was looked for in the message.
+    """Find nobody, and say so as most code does: with the address in the error's message.
 
-    In Langfuse: this step is an ERROR. Its message stands in status, event and stack trace.
+    In Langfuse: select `look-up-customer`. Its level is ERROR, and the address is masked in
+    its status message, too.
     """
     raise LookupError(f"nobody has the address {address}")
 
 
-@observe(name="answer-question", as_type="chain", capture_input=False)
-def answer_question(client: OpenAI, question: str) -> str:
-    """Answer a customer, whom the tool does not know.
+def answer_question(client: OpenAI, question: str) -> tuple[str, str]:
+    """Answer a customer whom the tool does not know; return the answer and the trace's id.
 
-    In Langfuse: select `answer-question`. The question can still be read and understood.
+    In Langfuse: select `answer-question`. The masked question can still be understood.
+
+    In your own app, open the root with `start_as_current_observation`: `kept_root` is here
+    only so that you always have a trace to look at.
     """
-    get_client().update_current_span(input=question, metadata={"asked_by": ADDRESS})
-    with suppress(LookupError):
-        look_up_customer(ADDRESS)
-    passages = "\n".join(passage.text for passage in search(question, 2))
-    prompt = f"Answer from these passages:\n{passages}\n\nQuestion: {question}"
-    response = client.chat.completions.create(
-        name="write-answer",
-        model=os.environ["OPENAI_MODEL"],
-        messages=[{"role": "user", "content": prompt}],
-        max_completion_tokens=500,
-    )
-    return response.choices[0].message.content or ""
+    with kept_root("answer-question") as root:
+        root.update(input=question, metadata={"asked_by": ADDRESS})
+        with suppress(LookupError):
+            look_up_customer(ADDRESS)
+        passages = "\n".join(passage.text for passage in search(question, 2))
+        prompt = f"Answer from these passages:\n{passages}\n\nQuestion: {question}"
+        response = client.chat.completions.create(
+            name="write-answer",
+            model=os.environ["OPENAI_MODEL"],
+            messages=[{"role": "user", "content": prompt}],
+            max_completion_tokens=500,
+        )
+        answer = response.choices[0].message.content or ""
+        root.update(output=answer)
+    return answer, root.trace_id
 
 
 # %% 5. Keep a share of the traces, and count honestly
 #
-# Sampling saves money, and every count is then an estimate: divide it by the rate, and say
-# how far off it is at most in 19 of 20 cases (behind the ±). Whether a trace is kept is
-# decided by its id alone, so all of it is kept or nothing, scores included, in each service
-# that uses the same rate.
+# Sampling saves money and turns every count into an estimate: divide it by the rate, and say
+# how far off it may be (the number after the ± holds in 19 of 20 cases). The id of a trace
+# alone decides whether it is kept. So you keep all of a trace or nothing, scores included, in
+# every service that uses the same rate.
 
 
 def is_kept(trace_id: str, rate: float) -> bool:
-    """Tell whether a trace is kept: the rule of OpenTelemetry's TraceIdRatioBased sampler."""
+    """Return whether a trace is kept, by the rule of OpenTelemetry's TraceIdRatioBased."""
     return int(trace_id[16:], 16) < TraceIdRatioBased.get_bound_for_rate(rate)
+
+
+@contextmanager
+def kept_root(name: str) -> Iterator[LangfuseChain]:
+    """Begin traces until one is kept, so that there is one to look at; the others stay unsent."""
+    while True:
+        with get_client().start_as_current_observation(name=name, as_type="chain") as root:
+            if is_kept(root.trace_id, SAMPLE_RATE):
+                yield root
+                return
 
 
 def greet_visitors(langfuse: Langfuse, environment: str, count: int) -> int:
     """Trace and score many small requests; return how many of them are kept.
 
-    In Langfuse: the environment is a filter above every table and dashboard, so what is
-    tried out never counts as customers. `span.score` gives a score its span's environment.
+    In Langfuse: filter Tracing by Environment to see customers without your own trials.
+    `span.score` gives a score the environment of its span.
     """
     kept = 0
     for number in range(count):
@@ -304,7 +323,7 @@ def greet_visitors(langfuse: Langfuse, environment: str, count: int) -> int:
 
 
 def count_stored(langfuse: Langfuse, view: str, since: datetime, kept: int) -> dict[str, int]:
-    """Return by environment how many visits, or scores, are stored once all that were kept are."""
+    """Wait until all kept visits, or scores, are stored; return how many per environment."""
     query = {
         "view": view,
         "metrics": [{"measure": "count", "aggregation": "count"}],
@@ -322,7 +341,7 @@ def count_stored(langfuse: Langfuse, view: str, since: datetime, kept: int) -> d
 
 
 def show_visits(langfuse: Langfuse, since: datetime, kept: int) -> None:
-    """Print by environment what was made, what is stored of it, and what that tells."""
+    """Print for each environment what was made, what is stored, and the estimate from that."""
     visits = count_stored(langfuse, "observations", since, kept)
     scores = count_stored(langfuse, "scores-numeric", since, kept)
     rows = []
@@ -331,30 +350,27 @@ def show_visits(langfuse: Langfuse, since: datetime, kept: int) -> None:
         off = 2 * math.sqrt(stored * (1 - SAMPLE_RATE)) / SAMPLE_RATE  # two standard errors
         estimate = f"{stored / SAMPLE_RATE:.0f} ± {off:.0f}"
         rows.append((environment, made, stored, scores.get(environment, 0), estimate))
-    show_table(("environment", "made", "stored", "scores stored", "estimate of made"), rows)
+    show_table(("environment", "made", "stored", "scores stored", "estimate"), rows)
 
 
 def main() -> None:
-    """One question full of personal data, many visits, and what is stored of both."""
+    """Ask a question full of personal data, greet many visitors, and show what is stored."""
     connect()
     langfuse = Langfuse(sample_rate=SAMPLE_RATE, **gate())
     show_section("A question full of personal data")
-    trace_id = langfuse.create_trace_id()
-    while not is_kept(trace_id, SAMPLE_RATE):  # this one you must see
-        trace_id = langfuse.create_trace_id()
     with propagate_attributes(user_id=ADDRESS, tags=[f"from:{ADDRESS}", "channel:web"]):
-        answer = answer_question(OpenAI(timeout=60), QUESTION, langfuse_trace_id=trace_id)
+        answer, trace_id = answer_question(OpenAI(timeout=60), QUESTION)
     show_answer(QUESTION, answer)
 
-    show_section(f"Many visits, of which {SAMPLE_RATE:.0%} are to be kept")
+    show_section(f"Many visits, of which about {SAMPLE_RATE:.0%} are kept")
     since = datetime.now(UTC)
     kept = sum(greet_visitors(langfuse, *visits) for visits in VISITS.items())
-    langfuse.flush()  # hand over what is waiting before anyone looks
+    langfuse.flush()  # send what is waiting before anyone looks
     if not tracing_is_on():
         show_line("  Nothing is stored: tracing is off.")
         return
     show_visits(langfuse, since, kept)
-    show_section("What is stored of the question")
+    show_section("How the question is stored")
     root = read_trace(langfuse, trace_id)[0]
     for label, text in (("user", root.user_id), ("tags", root.tags), ("input", root.input)):
         show_result(label, text)

@@ -1,14 +1,15 @@
 """Follow a question through an agent.
 
-An agent decides by itself which way a question goes. When its answer is wrong, the route
-may be at fault, the search, the tool or the last call of the model. One callback handler
-records every step of LangGraph and LangChain, and each step says for whom it ran.
+An agent decides by itself which route a question takes. When its answer is wrong, the fault
+may be in the route, the search, the tool or the last model call. One callback handler records
+every step of LangGraph and LangChain, and each step says which customer it ran for.
 
 Run it:
 
     python -m recipes.support_agent
 
-The traces have these shapes, for a question to the handbook, two about orders, one to a chain:
+The traces have these shapes, for a question about the handbook, two about orders, and one that
+goes to a plain chain:
 
     answer-question          chain
       choose-specialist      chain
@@ -31,7 +32,8 @@ The traces have these shapes, for a question to the handbook, two about orders, 
       fill-prompt            chain
       write-answer           generation
 
-Try next: give "antwerp" an order B-2001 in `ORDERS`, and see the error leave the third trace.
+Try next: give "antwerp" an order B-2001 in `ORDERS`, and watch the error disappear from the
+third trace.
 """
 
 import asyncio
@@ -62,7 +64,7 @@ ORDERS = {"rotterdam": {"A-1042": "was shipped and arrives on Thursday"}}  # ant
 
 @dataclass(frozen=True)
 class Request:
-    """A question, and who asks it in which conversation; the tenant is one of the shops."""
+    """A question, who asks it, and in which conversation; the tenant is one of the shops."""
 
     tenant: str
     session: str
@@ -77,15 +79,15 @@ REQUESTS = (
 )
 
 
-# %% 1. Choose the way
+# %% 1. Choose the route
 #
-# The decision is a node of its own, so that a wrong one can be seen. Its `Command` names the
-# next node: an edge function would be one more row in the trace. `bind` keeps the call of the
-# model one row, too; `with_structured_output` would make it four.
+# The decision is a node of its own, so that you can see a wrong one. A `Command` names the next
+# node, because an edge function would add a row to the trace. For the same reason `bind` calls
+# the model: that is one row, where `with_structured_output` would leave four.
 
 
 class State(TypedDict, total=False):
-    """What the nodes hand on to each other."""
+    """What the nodes pass on to each other."""
 
     question: str
     findings: list[str]
@@ -93,14 +95,14 @@ class State(TypedDict, total=False):
 
 
 class Route(BaseModel):
-    """What the model fills in to choose."""
+    """The model's choice, which it fills in."""
 
     specialist: Literal["ask-handbook", "ask-orders"]
 
 
 @cache
 def chat_model() -> ChatOpenAI:
-    """Return LangChain's client of the model; key and address come from the environment.
+    """Return LangChain's client for the model; key and address come from the environment.
 
     Do not import `langfuse.openai` in the same process: it wraps the openai package, which
     LangChain calls, and each call would be recorded a second time, in a trace of its own.
@@ -109,9 +111,9 @@ def chat_model() -> ChatOpenAI:
 
 
 async def choose_specialist(state: State) -> Command[Literal["ask-handbook", "ask-orders"]]:
-    """Let the model sort the question.
+    """Let the model decide who gets the question.
 
-    In Langfuse: select `choose-specialist`. The `goto` of its output is the decision.
+    In Langfuse: select `choose-specialist`. The `goto` in its output is the decision.
     """
     instruction = (
         "Decide which specialist answers. A question about one order goes to ask-orders. "
@@ -124,12 +126,12 @@ async def choose_specialist(state: State) -> Command[Literal["ask-handbook", "as
 
 # %% 2. Let a specialist find out
 #
-# A retriever or a tool of LangChain becomes an observation of that type. The model chooses the
-# order, but never the tenant: our code adds it, so no question can reach another shop's orders.
+# A LangChain retriever or tool becomes an observation of that type. The model chooses the order
+# but never the tenant: our code adds it, so no question can reach another shop's orders.
 
 
 class Handbook(BaseRetriever):
-    """The search in the shop's handbook, as LangChain wants it."""
+    """The search in the shop's handbook, as a LangChain retriever."""
 
     def _get_relevant_documents(self, query: str, **_: Any) -> list[Document]:
         return [Document(passage.text, metadata={"id": passage.id}) for passage in search(query)]
@@ -138,7 +140,7 @@ class Handbook(BaseRetriever):
 async def ask_handbook(state: State) -> State:
     """Return the passages nearest to the question.
 
-    In Langfuse: select `search-handbook`; the model that answers reads nothing else.
+    In Langfuse: select `search-handbook`. Its output is all that the answer can be based on.
     """
     found = await Handbook(name="search-handbook").ainvoke(state["question"])
     return {"findings": [document.page_content for document in found]}
@@ -157,9 +159,13 @@ async def look_up_order(order_id: str, tenant: Annotated[str, InjectedToolArg]) 
 async def ask_orders(state: State, runtime: Runtime[Request]) -> State:
     """Run the tool for each order that the model asks for; a failure is a finding, too.
 
-    In Langfuse: filter by type TOOL and level ERROR; the message says why no order came.
+    In Langfuse: open Cyd's trace and select `look-up-order`. Its level is ERROR, and its status
+    message says why.
+
+    In Langfuse (not on the local page): to list every failed tool call, clear the filter "Is
+    Root Observation" under Tracing, then choose Type TOOL and Status ERROR.
     """
-    # In chat, models from GPT-5.6 on take tools only where they do not reason first.
+    # In chat completions, models from GPT-5.6 on accept tools only if they do not reason.
     reasons = os.environ["OPENAI_MODEL"].startswith(("gpt-5.6", "gpt-6"))
     effort: dict[str, Any] = {"reasoning_effort": "none"} if reasons else {}
     model = chat_model().bind_tools([look_up_order], **effort).with_config(run_name="choose-tool")
@@ -176,8 +182,8 @@ async def ask_orders(state: State, runtime: Runtime[Request]) -> State:
 
 # %% 3. Synthesise the answer, and join the nodes
 #
-# The names of the graph and its nodes are their names in Langfuse. What a node returns is its
-# output there; of the whole graph we ask only the answer, by `output_keys` in section 4.
+# The graph and its nodes keep their names in Langfuse, and what a node returns is its output
+# there. Of the whole graph we want only the answer: see `output_keys` in section 4.
 
 
 async def synthesise_answer(state: State) -> State:
@@ -205,16 +211,18 @@ def build_agent() -> CompiledStateGraph[State, Request, State, State]:
     return graph.compile(name="answer-question")
 
 
-# %% 4. Serve many customers at once, and say for whom
+# %% 4. Serve many customers at once, and record which
 #
-# The handler goes in with the call and follows it into every node. Tenant, session and user
-# go around the call, and reach every observation; each task of asyncio keeps its own.
+# The handler is passed with the call and follows it into every node. Tenant, session and user
+# are set around the call and reach every observation; each asyncio task keeps its own.
 
 
 async def answer_question(request: Request) -> tuple[str, str]:
     """Return the agent's answer, and the id of its trace.
 
-    In Langfuse: filter by the metadata key `tenant`, or open Sessions and Users.
+    In Langfuse: open Users and select a customer to see what was done for them.
+
+    In Langfuse (not on the local page): filter Tracing by the metadata key `tenant`.
     """
     handler = CallbackHandler()
     question: State = {"question": request.question}
@@ -228,13 +236,13 @@ async def answer_question(request: Request) -> tuple[str, str]:
 
 # %% 5. Trace a plain chain the same way
 #
-# Without a graph, LangChain needs the same two things: the handler, and for whom.
+# Without a graph, LangChain needs the same two things: the handler, and who is asking.
 
 
 async def answer_briefly(request: Request) -> tuple[str, str]:
-    """Answer with a template and a model, joined to a chain; return the trace's id as well.
+    """Answer with a chain of a template and a model; return the trace's id as well.
 
-    In Langfuse: select `fill-prompt`; its output is what the model was sent.
+    In Langfuse: select `fill-prompt`. Its output is what was sent to the model.
     """
     handler = CallbackHandler()
     told = [("system", "Answer in one sentence:\n{passages}"), ("human", "{question}")]
@@ -249,11 +257,11 @@ async def answer_briefly(request: Request) -> tuple[str, str]:
 
 
 async def main() -> None:
-    """Three customers at once, and a chain; then each answer with its trace as it was stored."""
+    """Serve three customers and a chain at once; then show each answer and its stored trace."""
     connect()
     langfuse = Langfuse()
     answers = await asyncio.gather(*map(answer_question, REQUESTS), answer_briefly(REQUESTS[0]))
-    langfuse.flush()  # hand over what is waiting before anyone looks
+    langfuse.flush()  # send what is waiting before anyone looks
     for request, (answer, trace_id) in zip((*REQUESTS, REQUESTS[0]), answers, strict=True):
         show_section(f"{request.user}, a customer of the shop in {request.tenant}")
         show_answer(request.question, answer)

@@ -1,8 +1,7 @@
-"""Let people ask a database, and see what is run in their name.
+"""Let people ask a database questions, and see which SQL runs on their behalf.
 
-SQL from a model can fail, answer another question than the one asked, or do harm. Run it
-where it can do no harm, trace every query, and score whether it ran and whether its
-answer was liked.
+SQL from a model can fail, answer a different question, or do harm. Run it where it can do no
+harm, trace every query, and score whether it ran and whether people liked the answer.
 
 Run it:
 
@@ -17,7 +16,7 @@ The traces have these shapes:
     answer-question    chain    x 2
       run-sql          tool
 
-Try next: give the question about March a query of its own in VERIFIED, and watch its thumb.
+Try next: add a query for the question about March to VERIFIED, and watch its thumb.
 """
 
 import os
@@ -27,7 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from langfuse import Langfuse, get_client, observe, propagate_attributes
 from langfuse.api import ObservationV2
@@ -38,7 +37,7 @@ from common.client import connect
 from common.readback import read_trace, sent_count
 from common.settings import TOP, read_settings
 
-VERIFIED = {  # queries that somebody has checked, by their question
+VERIFIED = {  # queries that somebody has checked, by question
     "How many orders were returned": "SELECT count(*) FROM orders WHERE status = 'returned'",
     "How many orders were placed in June": (
         "SELECT count(*) FROM orders WHERE ordered_on LIKE '2026-06-%'"
@@ -47,7 +46,7 @@ VERIFIED = {  # queries that somebody has checked, by their question
         "SELECT sum(pairs * price) FROM orders JOIN products ON products.id = product_id"
     ),
 }
-ASKED = [  # team, question, and the answer as the one who asks knows it
+ASKED = [  # team, question, and the right answer, which the people who ask know
     ("support", "How many orders were returned?", 41),
     ("sales", "What is our revenue in euros?", 108_561.5),
     ("logistics", "how many orders  were returned", 41),
@@ -74,7 +73,7 @@ INSERT INTO orders SELECT n + 1, 1 + n % 3, 1 + n % 2, 1 + n % 4,
 
 
 def create_orders(path: Path) -> None:
-    """Write the shop's orders of a year to a SQLite file, the same bytes at every call."""
+    """Write a year of the shop's orders to a SQLite file, the same bytes every time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_name(f"{path.name}.{os.getpid()}")
     with closing(sqlite3.connect(":memory:")) as shop:
@@ -86,20 +85,20 @@ def create_orders(path: Path) -> None:
 # %% 1. Tell the model what it needs to know
 #
 # The schema says what can be asked. Verified queries show how this company counts, which
-# no schema says; they are the part of such a prompt that is worth your time.
+# no schema says. They are the part of the prompt that is most worth your time.
 
 
 def read_schema(path: Path) -> list[str]:
-    """Return the definition of each table, one line each, as the file itself has it."""
+    """Return the definition of each table in the file, one line per table."""
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
         found = database.execute("SELECT sql FROM sqlite_master WHERE type = 'table'").fetchall()
     return [" ".join(sql.split()) for (sql,) in found]
 
 
 def write_sql(client: OpenAI, schema: list[str], question: str) -> str:
-    """Return the query that a model writes, without the code block it may put around it.
+    """Ask the model for a query, and strip the code block it may put around it.
 
-    In Langfuse: select `write-sql`. Its input is all that the model knew.
+    In Langfuse: open a trace and select `write-sql`. Its input is all the model knew.
     """
     told = "Write one SQLite query that answers the question, and nothing else.\nThe tables:"
     examples = [f"{sql} -- {asked}" for asked, sql in VERIFIED.items()]
@@ -120,9 +119,9 @@ def write_sql(client: OpenAI, schema: list[str], question: str) -> str:
 
 # %% 2. Run its query as if an attacker had written it
 #
-# Whoever types the question steers the query. In a read-only file nothing can be changed,
-# but ATTACH opens another, and a query can run for ever or fill the memory. So only what
-# reads is authorised, one statement, for some seconds, with few rows and short values.
+# Whoever types the question steers the query. A read-only file is not enough: ATTACH opens
+# another file, and a query can run forever or fill the memory. So a query may only read:
+# one statement, for two seconds, with few rows and short values.
 
 MAX_SECONDS = 2.0
 MAX_ROWS = 20
@@ -139,7 +138,7 @@ READS = {
 
 
 def open_guarded(path: Path, seconds: float) -> sqlite3.Connection:
-    """Return a connection that can only read, and only for so many seconds from now."""
+    """Return a connection that can only read, and only for this many seconds."""
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
     for limit, most in LIMITS.items():
         connection.setlimit(limit, most)
@@ -154,8 +153,8 @@ def open_guarded(path: Path, seconds: float) -> sqlite3.Connection:
 def fetch_rows(path: Path, sql: str, seconds: float = MAX_SECONDS) -> Rows:
     """Return the first rows of one query; anything else raises sqlite3.Error.
 
-    SQLite says `not authorized` of what is not in READS, and `interrupted` of what takes too
-    long.
+    SQLite answers `not authorized` to what is not in READS, and `interrupted` when the time
+    is up.
     """
     with closing(open_guarded(path, seconds)) as connection:
         cursor = connection.execute(sql)
@@ -168,9 +167,8 @@ def fetch_rows(path: Path, sql: str, seconds: float = MAX_SECONDS) -> Rows:
 def run_sql(path: Path, sql: str) -> Rows:
     """Run a query where it can do no harm, and score whether it ran.
 
-    In Langfuse: filter by name `run-sql` and level ERROR. The input is the SQL, the
-    status message what SQLite said about it. A chart of `sql_execution_success` falls
-    when the schema changes and the verified queries do not.
+    In Langfuse: filter Tracing by Status ERROR (on the local page: Level), open a trace and
+    select `run-sql`. The input is the SQL, the status message is what SQLite said about it.
     """
     langfuse, success = get_client(), False
     langfuse.update_current_span(input=sql)
@@ -179,32 +177,46 @@ def run_sql(path: Path, sql: str) -> Rows:
         success = True
         return rows
     finally:
-        langfuse.score_current_trace(
-            name="sql_execution_success", value=int(success), data_type="BOOLEAN"
+        # Not `score_current_trace`, which warns while tracing is off.
+        langfuse.create_score(
+            name="sql_execution_success",
+            value=int(success),
+            data_type="BOOLEAN",
+            trace_id=langfuse.get_current_trace_id() or "",
         )
 
 
-# %% 3. Ask the model once for each question, and take the thumb
+# %% 3. Ask the model once per question, and store the thumb
 #
-# The same question about the same schema has the same query. The query is kept, not its
-# result, so that a cached answer is as fresh as any other; one that failed is not kept.
+# The same question about the same schema needs the same query. The cache keeps the query and
+# not its result, so a cached answer is as fresh as any other. A query that failed is dropped.
 
 Cache = dict[tuple[str, ...], str]
 
 
+class Answer(NamedTuple):
+    """The rows that answer a question, or why there are none; and the trace, for the thumb."""
+
+    trace_id: str
+    rows: Rows
+    error: str = ""
+
+
 def cache_key(question: str, schema: list[str]) -> tuple[str, ...]:
-    """Return the same key for every spelling: `"How  many?"` is `"how many"`."""
+    """Return one key for all spellings of a question: `"How  many?"` and `"how many"`."""
     return (" ".join(question.casefold().split()).rstrip(" ?!."), *schema)
 
 
 @observe(name="answer-question", as_type="chain", capture_input=False, capture_output=False)
-def answer_question(client: OpenAI, path: Path, cache: Cache, team: str, question: str) -> Rows:
-    """Return the rows that answer a question; a query that fails is raised.
+def answer_question(client: OpenAI, path: Path, cache: Cache, team: str, question: str) -> Answer:
+    """Answer a question from the database; SQL that fails leaves an ERROR and no rows.
 
-    In Langfuse: group charts by the tags, filter lists by the metadata.
+    In Langfuse: the tags say which team asked, and whether the model or the cache had the
+    SQL. Dashboards show the cost of each tag.
     """
     langfuse, schema = get_client(), read_schema(path)
     langfuse.update_current_span(input=question)
+    trace_id = langfuse.get_current_trace_id() or ""  # empty while tracing is off
     key = cache_key(question, schema)
     facts = {"team": team, "database": path.name, "cached": str(key in cache).lower()}
     sizes = {"table_count": str(len(schema)), "query_length": str(len(question))}
@@ -212,17 +224,21 @@ def answer_question(client: OpenAI, path: Path, cache: Cache, team: str, questio
     with propagate_attributes(tags=tags, metadata=facts | sizes):
         sql = cache.pop(key, None) or write_sql(client, schema, question)
         langfuse.update_current_span(output={"sql": sql}, metadata={"sql_length": len(sql)})
-        rows = run_sql(path, sql)
+        try:
+            rows = run_sql(path, sql)
+        except (sqlite3.Error, UnicodeError) as error:
+            langfuse.update_current_span(level="ERROR", status_message=str(error))
+            return Answer(trace_id, [], str(error))
         langfuse.update_current_span(output={"sql": sql, "rows": rows})
     cache[key] = sql
-    return rows
+    return Answer(trace_id, rows)
 
 
 def rate_answer(trace_id: str, liked: bool) -> None:
-    """Store a thumb, up or down; a second opinion replaces the first.
+    """Store a thumb, up or down; a second thumb replaces the first.
 
-    In Langfuse: `user-thumbs` is false and `sql_execution_success` true where a query ran
-    and answered something else. No error shows that.
+    In Langfuse: open the question about March. `sql_execution_success` is true and
+    `user-thumbs` is false: the SQL ran and answered a different question. No error shows that.
     """
     get_client().create_score(
         name="user-thumbs",
@@ -237,12 +253,8 @@ def ask_all(client: OpenAI, path: Path) -> Iterator[tuple[str, ...]]:
     """Answer ASKED, and rate each answer; yield trace id, team, question, answer and thumb."""
     cache = Cache()
     for team, question, known in ASKED:
-        trace_id = get_client().create_trace_id()
-        try:
-            rows = answer_question(client, path, cache, team, question, langfuse_trace_id=trace_id)
-            answer = str(rows[0][0] if rows else "no rows")
-        except (sqlite3.Error, UnicodeError) as error:
-            rows, answer = [], f"failed: {error}"
+        trace_id, rows, error = answer_question(client, path, cache, team, question)
+        answer = f"failed: {error}" if error else str(rows[0][0] if rows else "no rows")
         liked = bool(rows) and known in rows[0]
         rate_answer(trace_id, liked)
         yield trace_id, team, question, answer, "up" if liked else "down"
@@ -250,13 +262,13 @@ def ask_all(client: OpenAI, path: Path) -> Iterator[tuple[str, ...]]:
 
 # %% 4. Report what each team costs, what the cache saves and what fails
 #
-# The sums and the SQL are read back: a report on what is stored can be checked by others.
+# The sums and the SQL are read back from Langfuse, so that others can check the report.
 
 
 def cost_by_tag(observations: list[ObservationV2]) -> list[tuple[str, int, int, str]]:
-    """Return for each tag: questions, model calls and cost in USD.
+    """Return the questions, model calls and cost in USD of each tag.
 
-    One call without a price makes the cost unknown, which is not $0.
+    A single call without a price makes the cost unknown, which is not $0.
     """
     rows = []
     for tag in sorted({tag for row in observations for tag in row.tags or []}):
@@ -269,7 +281,7 @@ def cost_by_tag(observations: list[ObservationV2]) -> list[tuple[str, int, int, 
 
 
 def main() -> None:
-    """Answer what three teams ask; then report what it cost and what failed."""
+    """Answer the questions of three teams; then report what they cost and what failed."""
     connect()
     langfuse = Langfuse()
     database = (TOP / read_settings()["LOCAL_LANGFUSE_DB"].value).with_name("orders.db")
@@ -278,7 +290,7 @@ def main() -> None:
     answered = list(ask_all(OpenAI(timeout=60), database))
     columns = ("team", "question", "answer", "thumb")
     console.show_table(columns, [row[1:] for row in answered])
-    langfuse.flush()  # hand over what is waiting before anyone adds it up
+    langfuse.flush()  # send what is waiting before anyone adds it up
     sent = [trace_id for trace_id, *_ in answered if sent_count(trace_id)]
     stored = [row for trace_id in sent for row in read_trace(langfuse, trace_id)]
     failed = [row for row in stored if row.name == "run-sql" and row.level == "ERROR"]

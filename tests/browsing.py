@@ -24,6 +24,7 @@ needs_chromium = pytest.mark.skipif(
 )
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update"]
+expect.set_options(timeout=30_000)  # to end what hangs, not what a busy machine delays
 LIVE_MS, TYPING_MS = 2_000, 400  # how long the page waits, in its own clock
 SPANS = "/api/public/otel/v1/traces"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -34,7 +35,7 @@ NOW_NS = 1_795_198_770_000_000_000
 def serving(db: Path, port: int = 0) -> Iterator[httpx.Client]:
     """Serve a database from this process, and yield a client with the keys."""
     running = local_langfuse.start(db, port)
-    with httpx.Client(base_url=running.base_url, auth=KEYS, timeout=10, trust_env=False) as client:
+    with httpx.Client(base_url=running.base_url, auth=KEYS, timeout=60, trust_env=False) as client:
         try:
             yield client
         finally:

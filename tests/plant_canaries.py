@@ -1,11 +1,13 @@
 """Traces with a canary in each place from which text can leave; run by the test of the masker.
 
-`plant_canaries.py none|langfuse|gate` chooses who masks: nobody, Langfuse's own two hooks
-around the recipe's masker, or the recipe's gate. The last line it prints is JSON: each
-place, and what to look for.
+`plant_canaries.py none=URL langfuse=URL gate=URL` says who masks what is sent to an address:
+nobody, Langfuse's own two hooks around the recipe's masker, or the recipe's gate. Each has a
+process of its own, forked so that all share what takes long, the imports. The last line that
+each prints is JSON: every place, and what to look for.
 """
 
 import json
+import os
 import sys
 from contextlib import suppress
 from typing import Any
@@ -175,7 +177,15 @@ OPTIONS = {
 }
 
 if __name__ == "__main__":
-    connect()
-    plant(Langfuse(**OPTIONS[sys.argv[1]]()))
-    get_client().flush()
-    sys.stdout.write("\n" + json.dumps(planted))
+    for argument in sys.argv[1:]:
+        mode, _, url = argument.partition("=")
+        if child := os.fork():
+            if os.waitpid(child, 0)[1]:
+                sys.exit(f"{mode} failed")
+            continue
+        os.environ["LANGFUSE_BASE_URL"] = url
+        connect()
+        plant(Langfuse(**OPTIONS[mode]()))
+        get_client().flush()
+        sys.stdout.write(f"\n{mode}={json.dumps(planted)}\n")
+        break

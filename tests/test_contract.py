@@ -95,7 +95,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, http
     wrong_keys = iter([(local_langfuse.PUBLIC_KEY, "wrong"), None])  # as recorded, in this order
     found: dict[str, httpx.Response] = {}
     cursor = ""
-    with httpx.Client(base_url=server.base_url, trust_env=False, timeout=20) as client:
+    with httpx.Client(base_url=server.base_url, trust_env=False, timeout=60) as client:
         for name, exchange in RECORDED.items():
             request = exchange["request"]
             query = dict(request["query"])

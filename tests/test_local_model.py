@@ -549,7 +549,7 @@ def test_python_m_local_model_serves_and_says_how_to_use_it(desk: Any) -> None:
     again = desk.run("-m", "local_model", "--port", str(desk.port))
     assert (again.returncode, "Already running" in again.stdout) == (0, True)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     process.stdout.close()
     assert not local_model.is_running(base)
     for port in ("x", "99999"):

@@ -107,7 +107,7 @@ def mutated(body: Any, dice: random.Random) -> Any:
 
 
 async def post(app: Any, path: str, body: bytes) -> tuple[int, bytes]:
-    """Ask the application itself: no socket, so that 5,000 requests take seconds."""
+    """Ask the application itself: no socket, so that 2,000 requests take seconds."""
     sent: list[Any] = []
     messages = [{"type": "http.request", "body": body}]
 
@@ -139,7 +139,7 @@ def test_no_mutated_request_is_answered_with_500(monkeypatch: pytest.MonkeyPatch
             status, answer = await post(app, path, json.dumps(body).encode())
             assert status == 200, answer
         bodies = [(path, raw) for path, _ in VALID for raw in BODIES]
-        while len(bodies) < 5000:
+        while len(bodies) < 2000:
             path, body = dice.choice(VALID)
             bodies.append((path, json.dumps(mutated(body, dice)).encode()))
         for path, raw in bodies:
@@ -152,5 +152,5 @@ def test_no_mutated_request_is_answered_with_500(monkeypatch: pytest.MonkeyPatch
                 assert status in {400, 404, 413}, (raw, error)
 
     asyncio.run(run())
-    assert seen[200] > 300
-    assert seen[400] > 3000
+    assert seen[200] > 100
+    assert seen[400] > 1000

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import subprocess
 import sys
 from datetime import date
@@ -465,33 +464,29 @@ def test_local_langfuse_imports_nothing_from_common() -> None:
             assert not any(name.partition(".")[0] == "common" for name in names), path
 
 
-def test_the_price_list_is_loaded_when_the_first_model_is_priced(tmp_path: Any) -> None:
+def test_the_server_starts_without_common_and_loads_the_price_list_when_it_prices(
+    tmp_path: Any,
+) -> None:
     script = """
 import pathlib, sys
-from conftest import client_of
-from test_local_prices import send
 import local_langfuse.server
+print({"genai_prices", "common"} & {*sys.modules})
+import httpx
 server = local_langfuse.start(pathlib.Path(sys.argv[1]))
-with client_of(server.base_url) as client:
-    send(client, ("", {"input": 1}))
-    early = "genai_prices" in sys.modules
-    send(client, ("gpt-4o-mini", {"input": 1}))
-print(early, "genai_prices" in sys.modules)
+auth, spans = ("pk-lf-local", "sk-lf-local"), [{"traceId": "1" * 32, "startTimeUnixNano": "1"}]
+for number, model in enumerate(("", "gpt-4o-mini"), start=1):
+    named = {"model.name": model, "usage_details": '{"input": 1}'}
+    spans[0]["spanId"] = f"{number:016x}"
+    spans[0]["attributes"] = [
+        {"key": f"langfuse.observation.{key}", "value": {"stringValue": value}}
+        for key, value in named.items()
+    ]
+    httpx.post(
+        f"{server.base_url}/api/public/otel/v1/traces",
+        json={"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}, auth=auth, trust_env=False,
+    ).raise_for_status()
+    print("genai_prices" in sys.modules)
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "langfuse.db")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(TOP), str(TOP / "tests")))},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (ran.stdout, ran.stderr) == ("False True\n", "")
-
-
-def test_the_server_starts_without_common_and_without_the_price_list() -> None:
-    script = "import sys, local_langfuse.server; print({'genai_prices', 'common'} & {*sys.modules})"
-    ran = subprocess.run(
-        [sys.executable, "-c", script], cwd=TOP, capture_output=True, text=True, check=True
-    )
-    assert ran.stdout == "set()\n"
+    command = [sys.executable, "-c", script, str(tmp_path / "langfuse.db")]
+    ran = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.stderr) == ("set()\nFalse\nTrue\n", "")

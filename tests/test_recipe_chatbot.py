@@ -25,7 +25,7 @@ from conftest import KEYS, TOP, Desk, drawn_trees, promised_trees, stored_observ
 import local_langfuse
 
 RECIPE = ("-m", "recipes.chatbot")
-REFUSING = str(Path(__file__).parent / "refuse_sockets")
+PATIENCE = 180  # seconds: to end what hangs, not what a busy machine delays
 SHAPE = promised_trees((TOP / "recipes/chatbot.py").read_text())
 
 
@@ -70,7 +70,7 @@ def served(
 
 @contextmanager
 def chatting(desk: Desk, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a chat, and end it after 30 s at the latest."""
+    """Start a chat, and end one that hangs."""
     process = subprocess.Popen(
         [sys.executable, *RECIPE],
         cwd=TOP,
@@ -80,7 +80,7 @@ def chatting(desk: Desk, **env: str) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = threading.Timer(30, process.kill)
+    deadline = threading.Timer(PATIENCE, process.kill)
     deadline.start()
     try:
         yield process
@@ -130,6 +130,7 @@ def test_one_trace_a_turn_and_one_session_a_conversation(told: tuple[str, Stored
     assert first == ["Can I return shoes after 20 days?", "My name is Ada.", "What is my name?"]
     assert second == ["What is my name?", "How can I pay?\x1b[2J"]
     assert len({turn["traceId"] for turn in stored.turns}) == 5
+    assert {turn["parentObservationId"] for turn in stored.turns} == {None}
     for turn in stored.turns:
         reply = stored.below(turn)["write-reply"]
         assert reply["timeToFirstToken"] > 0
@@ -195,24 +196,6 @@ def test_shows_the_last_turn_and_where_to_read_the_rest(
         assert served[1].get(link).status_code == 200
 
 
-def test_tracing_off_opens_no_socket(desk: Desk) -> None:
-    off = {
-        "LANGFUSE_TRACING_ENABLED": "false",
-        "PYTHONPATH": REFUSING,
-        "REFUSE_SOCKETS": "all",
-        "REFUSED_SOCKETS_FILE": str(desk.folder / "refused"),
-    }
-    with chatting(desk, **off) as process:
-        output, error = process.communicate("/feedback 5\nHow can I pay?\n/feedback 5")
-    assert (process.returncode, error) == (0, "")
-    assert list(desk.folder.iterdir()) == []
-    said = [line.strip() for line in output.splitlines()[3:] if line]
-    assert said[1] == "You can pay by card, bank transfer or invoice."
-    assert said[2].startswith("Not stored: tracing is off")
-    assert said[3] == "Goodbye."
-    assert said[5:] == ["No trace: tracing is off, or LANGFUSE_SAMPLE_RATE left it out."]
-
-
 # --- Models that fail, and users who leave -----------------------------------------------
 
 
@@ -221,7 +204,8 @@ class Model:
     """A server with OpenAI's streaming protocol, which does what it is told, reply by reply.
 
     A reply is a status to refuse with, or a list of pieces. At the piece None the
-    connection breaks, and an empty piece is silence until the test has ended.
+    connection breaks, and an empty piece comes again and again until the test has ended: a
+    signal that arrives just before Python waits for the next piece is seen at that piece.
     """
 
     replies: list[list[str | None] | int]
@@ -254,8 +238,11 @@ def serve(model: Model) -> Iterator[Model]:
                     self.close_connection = True
                     return
                 self.send({"delta": {"content": piece}})
-                if not piece:
-                    model.leave.wait(30)
+                while not piece and not model.leave.wait(0.1):
+                    try:
+                        self.send({"delta": {"content": piece}})
+                    except OSError:  # nobody listens any more
+                        return
             self.send({"delta": {}, "finish_reason": "stop"})
             self.wfile.write(b"0\r\n\r\n")
 
@@ -294,11 +281,12 @@ def test_a_reply_that_is_stopped_ends_before_its_turn(monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chatbot, "stream_reply", reply)
-    span = SimpleNamespace(update_current_span=lambda **_: None)
+    nothing = {name: lambda **_: None for name in ("update_current_span", "get_current_trace_id")}
+    span = SimpleNamespace(**nothing)
     monkeypatch.setattr(chatbot, "get_client", lambda: span)
     nobody: Any = None
     with pytest.raises(KeyboardInterrupt):
-        inspect.unwrap(chatbot.answer_turn)(nobody, [{"content": "Hi"}], stop)
+        inspect.unwrap(chatbot.answer_turn)(nobody, [{"content": "Hi"}], stop, [])
     assert inspect.getgeneratorstate(begun[0]) == inspect.GEN_CLOSED
 
 
@@ -370,7 +358,7 @@ def test_at_a_terminal_ctrl_c_stores_the_turn_it_stops(served: tuple[Desk, httpx
     def read_until(text: str) -> None:
         nonlocal seen
         while text not in seen:
-            assert select.select([keyboard], [], [], 20)[0], seen
+            assert select.select([keyboard], [], [], PATIENCE)[0], seen
             seen += os.read(keyboard, 1000).decode()
 
     with serve(Model([["By card."], ["Unworn ", "soles ", ""]])) as model:
@@ -395,7 +383,7 @@ def test_at_a_terminal_ctrl_c_stores_the_turn_it_stops(served: tuple[Desk, httpx
             os.write(keyboard, b"\x03")
             read_until("/sessions/chat-")
             read_until("\n")
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=PATIENCE) == 0
         finally:
             process.kill()
             process.wait()

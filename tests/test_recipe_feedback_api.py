@@ -219,12 +219,20 @@ def test_a_page_of_another_site_gets_nothing(api: Api) -> None:
     assert "access-control-allow-origin" not in reply.headers
 
 
-def test_a_port_that_is_taken_is_one_line(desk: Desk, api: Api) -> None:
+def test_a_port_that_is_taken_is_one_line(
+    api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from recipes.feedback_api import main
+
     port = api.client.base_url.port
-    ran = desk.run(*RECIPE, "--port", str(port))
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert f"Port {port} is taken" in ran.stderr
-    assert ran.stderr.count("\n") == 1, ran.stderr
+    monkeypatch.setattr(sys, "argv", ["feedback_api", "--port", str(port)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"Port {port} is taken")
+    assert said.err.count("\n") == 1
 
 
 def test_ctrl_c_sends_every_trace_and_links_to_the_last(
@@ -239,6 +247,7 @@ def test_ctrl_c_sends_every_trace_and_links_to_the_last(
     assert stored_trees(langfuse)[len(before) :] == PROMISED * len(answered)
     for row in rows:
         if row["name"] == "answer-question":
+            assert row["parentObservationId"] is None
             assert row["input"] == QUESTION["question"]
             assert row["output"] == answered[0]["answer"]
             [at, _] = (

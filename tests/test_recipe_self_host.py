@@ -159,7 +159,7 @@ def test_a_second_run_changes_nothing(made: Made, desk: Desk) -> None:
     ran = desk.run(*SCRIPT, str(made.path))
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == (
-        f"{made.path} exists and was left as it is: a server may run with what is in it.\n"
+        f"{made.path} exists and was not changed: a server may depend on what is in it.\n"
     )
     assert made.path.read_bytes() == before
 

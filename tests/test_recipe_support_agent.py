@@ -1,7 +1,6 @@
 """The agent's steps are stored once each, under their names, with what they cost and for whom."""
 
 import json
-import re
 import subprocess
 import threading
 from collections import Counter
@@ -26,7 +25,6 @@ ASKED_BY = {  # tenant, session, observations
     "bob": ("rotterdam", "chat-2", 8),
     "cyd": ("antwerp", "chat-3", 8),
 }
-REFUSING = str(Path(__file__).parent / "refuse_sockets")
 Rows = list[dict[str, Any]]
 
 
@@ -71,6 +69,8 @@ def test_draws_what_it_stored(
     assert f":{desk.port}/project/local/traces/" in link
     assert link.rpartition("/")[2] in {row["traceId"] for row in rows}
     assert "Order A-1042 was shipped and arrives on Thursday." in ran.stdout
+    roots = [row for row in rows if row["isRootObservation"]]
+    assert [root["parentObservationId"] for root in roots] == [None] * len(PROMISED)
 
 
 def test_says_at_every_step_for_whom_it_ran(rows: Rows) -> None:
@@ -118,26 +118,6 @@ def test_a_failure_is_an_error_where_it_happened_and_reaches_the_answer(
     ]
     assert of(rows, "cyd", "answer-question")["output"] == down
     assert f"\n  │     ERROR: {down}\n" in ran.stdout, "the lines of the tree go on beside it"
-
-
-def test_tracing_off_opens_no_socket(
-    tmp_path: Path, vocabulary: Path, ran: subprocess.CompletedProcess[str]
-) -> None:
-    desk, refused = Desk(tmp_path, vocabulary), tmp_path / "refused"
-    off = desk.run(
-        *RECIPE,
-        LANGFUSE_TRACING_ENABLED="false",
-        PYTHONPATH=REFUSING,
-        REFUSE_SOCKETS="all",
-        REFUSED_SOCKETS_FILE=str(refused),
-    )
-    assert (off.returncode, off.stderr) == (0, "")
-    assert not refused.exists(), refused.read_text()
-    assert not desk.db.exists()
-    answers = re.findall("^    [A-Z].*", ran.stdout, flags=re.MULTILINE)
-    assert re.findall("^    [A-Z].*", off.stdout, flags=re.MULTILINE) == answers
-    assert len(answers) == len(PROMISED)
-    assert off.stdout.count("No trace: tracing is off") == len(PROMISED)
 
 
 @contextmanager

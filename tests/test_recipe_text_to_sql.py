@@ -23,7 +23,6 @@ import local_langfuse
 from recipes.text_to_sql import create_orders
 
 RECIPE = ("-m", "recipes.text_to_sql")
-REFUSING = str(Path(__file__).parent / "refuse_sockets")
 
 
 @dataclass
@@ -106,6 +105,7 @@ def asked(ran: Ran, question: str) -> dict[str, Any]:
 def test_stores_the_traces_it_promises(ran: Ran, runs: Runs) -> None:
     promised = promised_trees((TOP / "recipes/text_to_sql.py").read_text())
     assert sorted(runs.trees) == sorted(promised)
+    assert {root["parentObservationId"] for root in ran.roots()} == {None}
     link = ran.output.split()[-1]
     assert link.rpartition("/")[2] in {root["traceId"] for root in ran.roots()}
 
@@ -181,24 +181,6 @@ def test_the_report_adds_up_what_is_stored(ran: Ran) -> None:
     assert reported["sql:cache"] == "2            0              $0.000000"
 
 
-def test_tracing_off_opens_no_socket(desk: Desk, ran: Ran) -> None:
-    refused = desk.folder / "refused"
-    done = desk.run(
-        *RECIPE,
-        LANGFUSE_TRACING_ENABLED="false",
-        PYTHONPATH=REFUSING,
-        REFUSE_SOCKETS="all",
-        REFUSED_SOCKETS_FILE=str(refused),
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "No trace: tracing is off" in done.stdout
-    assert "What each team costs" not in done.stdout
-    assert not refused.exists()
-    assert [path.name for path in desk.folder.iterdir()] == ["orders.db"]
-    table = ran.output[ran.output.index("  team") : ran.output.index("\nWhat each")]
-    assert table in done.stdout
-
-
 # --- What an attacker would have the model write -----------------------------------------
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT {} FROM n"
@@ -256,18 +238,19 @@ def test_a_cached_query_that_fails_is_asked_for_again(
 ) -> None:
     from recipes import text_to_sql
 
-    span = SimpleNamespace(update_current_span=lambda **_: None)
+    nothing = {name: lambda **_: None for name in ("update_current_span", "get_current_trace_id")}
+    span = SimpleNamespace(**nothing)
     monkeypatch.setattr(text_to_sql, "get_client", lambda: span)
     monkeypatch.setattr(text_to_sql, "run_sql", text_to_sql.fetch_rows)
     untraced = inspect.unwrap(text_to_sql.answer_question)
     key = text_to_sql.cache_key("How many?", text_to_sql.read_schema(shop))
     cache = {key: "SELECT count(*) FROM orders"}
     nobody: Any = None
-    assert untraced(nobody, shop, cache, "sales", "How many?") == [(365,)]
+    assert untraced(nobody, shop, cache, "sales", "How many?").rows == [(365,)]
     assert cache == {key: "SELECT count(*) FROM orders"}
     cache[key] = "SELECT gone FROM orders"
-    with pytest.raises(sqlite3.Error, match="no such column"):
-        untraced(nobody, shop, cache, "sales", "How many?")
+    failed = untraced(nobody, shop, cache, "sales", "How many?")
+    assert (failed.rows, failed.error) == ([], "no such column: gone")
     assert cache == {}
 
 

@@ -7,7 +7,14 @@ import pytest
 from conftest import Desk
 
 from common.client import connect
-from common.settings import DEFAULTS, Setting, SettingsError, masked, read_settings
+from common.settings import (
+    DEFAULTS,
+    Setting,
+    SettingsError,
+    choose_destination,
+    masked,
+    read_settings,
+)
 
 CONNECT = ("-c", "from common.client import connect; connect()")
 PUBLIC, SECRET = "pk-lf-11111111-aaaa", "sk-lf-22222222-bbbb"
@@ -102,17 +109,24 @@ def test_the_older_name_of_the_address_still_works(desk: Desk) -> None:
     assert "LANGFUSE_HOST is now LANGFUSE_BASE_URL" in ran.stdout
 
 
-def test_an_empty_variable_is_not_set(desk: Desk) -> None:
-    empty = dict.fromkeys(DEFAULTS, "") | {"LOCAL_LANGFUSE_DB": str(desk.db)}
-    ran = desk.run(*CONNECT, **empty)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert "no Langfuse keys are set" in ran.stdout
-
-
-def test_off_needs_no_valid_keys(desk: Desk) -> None:
-    ran = desk.run(*CONNECT, LANGFUSE_TRACING_ENABLED="False", LANGFUSE_PUBLIC_KEY="'half")
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert "nothing is stored" in ran.stdout
+@pytest.mark.parametrize(
+    ("env", "mode", "why"),
+    [
+        (dict.fromkeys(DEFAULTS, ""), "local", "no Langfuse keys are set"),
+        (
+            {"LANGFUSE_TRACING_ENABLED": "False", "LANGFUSE_PUBLIC_KEY": "'half"},
+            *("disabled", "LANGFUSE_TRACING_ENABLED is false"),
+        ),
+    ],
+    ids=["empty is not set", "off needs no valid keys"],
+)
+def test_what_is_no_mistake_has_a_destination(
+    env: dict[str, str], mode: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    destination = choose_destination(read_settings())
+    assert (destination.mode, destination.why) == (mode, why)
 
 
 def test_a_proxy_is_not_asked_for_this_machine(desk: Desk) -> None:
@@ -151,7 +165,7 @@ def test_a_second_local_server_has_nothing_to_do(desk: Desk) -> None:
         ran = desk.run("-m", "local_langfuse")
     finally:
         first.terminate()
-        first.communicate(timeout=10)
+        first.communicate(timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert f"Already running on port {desk.port}, with {desk.db.resolve()}:" in ran.stdout
     assert desk.db.exists()
