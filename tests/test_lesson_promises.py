@@ -240,7 +240,7 @@ def test_the_judge_sees_what_the_answer_saw_outside_the_session(
     asked = [n for n in nodes if n["name"] == "ask-judge"]
     assert len(asked) == len(wrote) + 1, "one more, cut off"
     for answer, judge in zip(wrote, asked, strict=False):
-        passages = json.loads(answer["input"])[0]["content"].split("\n", 1)[1]
+        passages = json.loads(answer["input"])[0]["content"].split("\n", 2)[2]
         assert passages in json.loads(judge["input"])[1]["content"], lesson
         assert not judge["sessionId"]
     [failed] = [n for n in nodes if n["name"] == "judge-answer" and n["level"] == "ERROR"]
@@ -280,9 +280,9 @@ def test_the_gate_refuses_a_prompt_that_loses_an_item(
 @FIVE
 def test_an_item_whose_task_fails_is_lost_though_others_get_better(lesson: str, desk: Desk) -> None:
     returns = "        return write_answer(client, instruction, item.input)[0]\n"
-    hard = "        if instruction == CANDIDATE and 'refund' in item.input:\n"
+    hard = "        if instruction == CANDIDATE and 'wax' in item.input:\n"
     ran = desk.run_edited(lesson, (returns, f"{hard}            raise LookupError\n{returns}"))
     assert ran.returncode == 1
     assert "better" in ran.stdout
-    assert re.search(r"worse +When do I get the refund\?", ran.stdout)
+    assert re.search(r"worse +How often do leather shoes need wax\?", ran.stdout)
     assert "The gate refuses" in ran.stderr
