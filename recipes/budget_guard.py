@@ -20,7 +20,7 @@ The traces:
 It counts in one process: two workers allow twice the limit, and a restart forgets what was
 spent. Where that matters, keep the sums in a database that locks a user's row.
 
-Try next: set USER_LIMIT to Decimal("0.0003"), and predict which question is refused first.
+Try next: set USER_LIMIT to Decimal("0.00031"), and predict which question is refused first.
 """
 
 import asyncio

@@ -156,3 +156,14 @@ def test_a_model_that_fails_is_one_line_and_a_status(desk: Desk) -> None:
         ran = desk.run(*RECIPE, OPENAI_BASE_URL=url)
     assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
     assert "overloaded" in ran.stderr
+
+
+def test_the_edit_to_try_refuses_where_the_costs_predict_it(ran: Ran, desk: Desk) -> None:
+    (tried, limit), (given, _) = re.findall(
+        r'USER_LIMIT (?:to|=) (Decimal\("([\d.]+)"\))', (TOP / SCRIPT).read_text()
+    )
+    seen = costs_shown(ran.process.stdout)
+    fits = [total - cost + reserved <= Decimal(limit) for reserved, cost, total, _ in seen]
+    (desk.folder / "recipes").mkdir()
+    edited = desk.run_edited(SCRIPT, (f"= {given}", f"= {tried}"))
+    assert len(costs_shown(edited.stdout.split("Refused")[0])) == fits.index(False) == 2
