@@ -39,10 +39,10 @@ from common.settings import SettingsError, masked, read_settings
 
 Found = tuple[str, str]  # what was found, and the one thing to change: "" if it works
 DECISIVE = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY", "LANGFUSE_TRACING_ENABLED")
-SWITCHES = ("OTEL_SDK_DISABLED", "OTEL_TRACES_SAMPLER")  # each can stop OpenTelemetry
 NETWORK = (  # read by the libraries that the SDK is built on
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-    *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", *SWITCHES),
+    *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"),
+    *("OTEL_SDK_DISABLED", "OTEL_TRACES_SAMPLER"),
 )
 REGIONS = ["https://cloud.langfuse.com", "https://us.cloud.langfuse.com"]
 REGIONS += ["https://jp.cloud.langfuse.com", "https://hipaa.cloud.langfuse.com"]
@@ -83,13 +83,21 @@ def shown(name: str, value: str) -> str:
     return re.sub("(^|//)[^/@]*@", r"\1…@", value)
 
 
+def check_sampling(rate: float) -> Found:
+    """Find out whether the settings let any trace be sent."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return "OpenTelemetry is off", "Unset OTEL_SDK_DISABLED."
+    fix = "" if rate else "Unset LANGFUSE_SAMPLE_RATE, or set it above 0."
+    return f"{100 * rate:g}% of all traces are sent", fix
+
+
 # %% 2. Look up what an error means
 #
 # The API is read with `httpx`, spans are sent with `requests`, and each reads variables of its
 # own. The first row whose pattern is found in an error says what is wrong, and the fix.
 
 CA_FIX = "Set SSL_CERT_FILE and REQUESTS_CA_BUNDLE, both, to a file with your company's CA."
-BUNDLE_FIX = "Set REQUESTS_CA_BUNDLE as well: `requests` does not read SSL_CERT_FILE."
+BUNDLE_FIX = "Set REQUESTS_CA_BUNDLE to the same file: `requests` does not read SSL_CERT_FILE."
 PAGE_FIX = "Correct LANGFUSE_BASE_URL, or have the proxy let this address through."
 PROXY_FIX = "Correct HTTP_PROXY and HTTPS_PROXY, or name the host in NO_PROXY."
 LOG_FIX = "Look at the log of the server, or of the proxy in front of it."
@@ -101,9 +109,9 @@ NO_ANSWER = (
     ("mismatch", "its certificate names another host", "Write that host in LANGFUSE_BASE_URL."),
     ("expired", "its certificate has expired", "Renew it, or correct this machine's clock."),
     ("CERTIFICATE", "its certificate is not trusted", CA_FIX),
-    ("by proxy$", "the proxy refuses", PROXY_FIX),
+    ("through a proxy$", "the proxy refuses", PROXY_FIX),
     ("SSL", "it does not speak https", "Write http:// in LANGFUSE_BASE_URL."),
-    ("Errno -|getaddrinfo", "no such host is known", "Check LANGFUSE_BASE_URL and your network."),
+    ("not known|name res|getaddrinfo", "no such host", "Check LANGFUSE_BASE_URL and your network."),
     ("", "nothing listens there", "Start the server, or correct LANGFUSE_BASE_URL."),
 )
 NOT_SENT = (
@@ -117,10 +125,7 @@ NOT_SENT = (
 
 
 def look_up(table: tuple[tuple[str, str, str], ...], said: str) -> Found:
-    """Return what an error means, with the error itself, and the fix.
-
-    `look_up(NOT_SENT, "Read timed out") -> ("it takes too long (Read timed out)", "Raise …")`
-    """
+    """Return what an error means, with the error itself, and the fix."""
     found, fix = next((found, fix) for pattern, found, fix in table if re.search(pattern, said))
     return f"{found} ({textwrap.shorten(said, 200, placeholder=' …')})", fix
 
@@ -130,7 +135,7 @@ def explain(base_url: str, error: Exception) -> Found:
     if isinstance(error, httpx.HTTPError):
         proxied = select_proxy(base_url, get_environ_proxies(base_url))
         said = f"{type(error).__name__}: {error}"
-        return look_up(NO_ANSWER, f"{said}, by proxy" if proxied else said)
+        return look_up(NO_ANSWER, f"{said}, through a proxy" if proxied else said)
     if not isinstance(error, ApiError):
         return look_up(NO_ANSWER, f"status 200: {error}")
     to, _, is_same_page = (error.headers or {}).get("location", "").partition("/api/public/")
@@ -201,8 +206,7 @@ def send_span(langfuse: Langfuse) -> tuple[str, str]:
 def check_sent(trace_id: str, failure: str) -> Found:
     """Find out whether the span was recorded at all, and then whether it was accepted."""
     if not sent_count(trace_id):
-        on = [name for name in SWITCHES if os.environ.get(name)]
-        return "OpenTelemetry did not record it", f"Unset {' and '.join(on)}."
+        return "OpenTelemetry did not record it", "Unset OTEL_TRACES_SAMPLER."
     return look_up(NOT_SENT, failure) if failure else ("accepted", "")
 
 
@@ -245,15 +249,12 @@ def main() -> None:
         return
     begin, base_url = time.monotonic(), os.environ["LANGFUSE_BASE_URL"]
     rate, timeout = (settings[f"LANGFUSE_{name}"].value for name in ("SAMPLE_RATE", "TIMEOUT"))
-
     console.show_section("The server")
-    fix = "" if float(rate) else "Unset LANGFUSE_SAMPLE_RATE, or set it above 0."
-    report("sampling", f"{100 * float(rate):g}% of all traces are sent", fix)
+    report("sampling", *check_sampling(float(rate)))
     langfuse = Langfuse(sample_rate=1.0, timeout=min(int(timeout), 10))  # this span is always sent
     with console.waiting(f"Waiting for an answer from {base_url}"):
         report("address", *check_address(langfuse, base_url))
         report("keys", *check_keys(langfuse, base_url))
-
     console.show_section("One span, sent and read back")
     with console.waiting("Waiting until the span is accepted"):
         trace_id, failure = send_span(langfuse)
