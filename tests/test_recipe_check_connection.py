@@ -168,6 +168,7 @@ def test_all_is_well_with_nothing_and_twice_on_one_database(desk: Desk) -> None:
         ran = desk.run("-m", RECIPE, LANGFUSE_SAMPLE_RATE=rate)
         assert (ran.returncode, ran.stderr) == (0, "")
         assert "keys                 accepted, for the project local_langfuse\n" in ran.stdout
+        assert "Answers come from" not in ran.stdout, "no model is asked"
         assert re.search(r"^  stored +read back [\d.]+ s later$", ran.stdout, re.MULTILINE)
         assert re.search(r"^  LANGFUSE_PUBLIC_KEY +not set +default", ran.stdout, re.MULTILINE)
         with desk.serving() as client:
