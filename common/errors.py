@@ -3,6 +3,7 @@
 import os
 import textwrap
 import traceback
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -28,6 +29,10 @@ def explain(error: BaseException) -> str:
         return f"Langfuse answered {error.status_code}: {_CHECK}."
     if isinstance(error, httpx.HTTPError):  # openai has errors of its own
         return f"Langfuse cannot be reached ({error}): {_CHECK}, or unset both keys to stay local."
+    ca = os.environ.get("SSL_CERT_FILE", "")
+    unnamed = isinstance(error, OSError) and not error.filename  # as any client raises it
+    if ca and unnamed and (not Path(ca).is_file() or "X509" in str(error)):
+        return "SSL_CERT_FILE names no file with certificates: correct its path, or unset it."
     return explain_model(error)
 
 

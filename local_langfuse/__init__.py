@@ -158,6 +158,9 @@ def reach_directly() -> None:
             f"{' or '.join(proxies)} cannot be used: a socks5:// proxy needs `pip install socksio "
             "pysocks`, any other an address that begins with http:// or https://."
         ) from None
-    for name in ("NO_PROXY", "no_proxy") if proxies else ():
-        hosts = filter(None, os.environ.get(name, "").split(","))
-        os.environ[name] = ",".join(dict.fromkeys((*hosts, HOST, "localhost")))
+    if proxies:
+        hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+        if hosts != "*":  # with anything beside it, `requests` takes it for the name of a host
+            each = filter(None, hosts.split(","))
+            hosts = ",".join(dict.fromkeys((*each, HOST, "localhost")))
+        os.environ |= {"no_proxy": hosts, "NO_PROXY": hosts}  # libraries differ in which they read

@@ -8,54 +8,43 @@ Run it:
 
     python -m recipes.budget_guard
 
-The traces have these shapes; how many questions are answered depends on what they cost:
+The traces:
 
-    answer-within-budget    chain
+    answer-within-budget    chain        x 4
       check-budget          guardrail
       write-answer          generation
 
-    answer-within-budget    chain
+    answer-within-budget    chain        x 4
       check-budget          guardrail
 
-It lives in one process: two workers allow twice the limit, and a restart forgets what was
-spent. For more than one, keep the reservations in a database that locks a user's row.
+It counts in one process: two workers allow twice the limit, and a restart forgets what was
+spent. Where that matters, keep the sums in a database that locks a user's row.
 
-Try next: set USER_LIMIT to Decimal("0.00036") and predict from the costs you saw which
-question is refused: the first whose worst case does not fit into what is left.
+Try next: set USER_LIMIT to Decimal("0.00031"), and predict which question is refused first.
 """
 
 import asyncio
 import os
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from langfuse import Langfuse, get_client, observe, propagate_attributes
 from langfuse.openai import AsyncOpenAI
 
 from common.client import connect
-from common.console import fail, show_answer, show_line, show_section, show_trace, usd_text
+from common.console import show_answer, show_line, show_section, show_trace, usd_text
 from common.pricing import cost_of, price_of, unpriced_buckets
 from common.retriever import search
 from common.tokens import count_message_tokens
 
-USER_LIMIT = Decimal("0.00034")  # USD per user
-WINDOW = timedelta(days=1)
+USER_LIMIT = Decimal("0.00034")  # USD per user and day, which begins at midnight (UTC)
 ALERT_AT = Decimal("0.8")  # of the limit
-MAX_TOKENS = 500  # of an answer, with what the model thinks; the worst case pays for all
-QUESTIONS = (
-    "What does express delivery cost?",
-    "How long is the warranty?",
-    "Can I pay by invoice?",
-    "Can I return shoes after 20 days?",
-    "Are your shoes small?",
-    "Do you deliver to Norway?",
-)
+MAX_TOKENS = 500  # per answer, including what the model thinks before it answers
+QUESTIONS = ["What does express delivery cost?", "How long is the warranty?"]
+QUESTIONS += ["Can I pay by invoice?", "Can I return shoes after 20 days?"]
 Messages = list[dict[str, Any]]
 
 
@@ -66,26 +55,21 @@ Messages = list[dict[str, Any]]
 
 
 def messages_about(question: str) -> Messages:
-    """Return the chat that asks for an answer from the handbook's nearest passages."""
+    """Return a chat that asks for an answer from the handbook's nearest passages."""
     passages = "\n".join(passage.text for passage in search(question))
-    system = f"Answer in one sentence, only from these passages:\n{passages}"
-    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    told = f"Answer in one sentence, only from these passages:\n{passages}"
+    return [{"role": "system", "content": told}, {"role": "user", "content": question}]
 
 
-def worst_case(model: str, messages: Messages, max_tokens: int) -> Decimal:
-    """Return the most that a call can cost in USD: its prompt, and the longest answer.
-
-    Raises ValueError for a model without a price: a budget cannot limit what it cannot
-    count. An estimated number of tokens gets a third on top.
-    """
+def worst_case(model: str, messages: Messages) -> Decimal:
+    """Return the most that a call can cost in USD; without a price nobody can tell: refuse it."""
     count, price = count_message_tokens(messages, model), price_of(model)
     if price is None:
-        raise ValueError(f"{model} has no price: add it to PRICES in common/pricing.py.")
-    tokens = count.tokens if count.exact else count.tokens * 4 // 3
+        raise RefusedError(f"{model} has no price: add it to PRICES in common/pricing.py")
+    tokens = count.tokens if count.exact else count.tokens * 4 // 3  # an estimate gets a third more
     usd = price.per_token(tokens)
-    # All of the prompt may be written to a cache, which costs more than reading it.
-    dearest = max(usd["input"], usd.get("input_cache_write_tokens", usd["input"]))
-    return tokens * dearest + max_tokens * usd["output"]
+    dearest = usd.get("input_cache_write_tokens", usd["input"])  # all of it may be written there
+    return tokens * dearest + MAX_TOKENS * usd["output"]
 
 
 # %% 2. Reserve it, and settle when the cost is known
@@ -94,99 +78,66 @@ def worst_case(model: str, messages: Messages, max_tokens: int) -> Decimal:
 # calls could both spend the last cent.
 
 
-class BudgetExceededError(RuntimeError):
-    """A call may cost more than the user has left."""
+class RefusedError(RuntimeError):
+    """This call must not be made; the message says why."""
 
 
-@dataclass
-class Reservation:
-    """What one call may cost, or has cost, in USD; `at` is the budget's clock in seconds.
+class Reservation(NamedTuple):
+    """What is set aside for one call in USD, and from whose budget of which day."""
 
-    `alert` is the share of the limit that is spent or reserved, where this call is the first
-    in the window to take it to 80 % or more.
-    """
-
-    at: float
+    account: tuple[str, date]
     usd: Decimal
-    alert: Decimal | None = None
+    alert: str  # "", except for the day's first call that takes the user to 80 % of the limit
 
 
 class Budget:
-    """A limit in USD per user over a rolling window; safe under threads and asyncio.
+    """A limit in USD per user and day; safe under threads and asyncio."""
 
-    It knows only the calls of its own process, and forgets them when that ends.
-    """
+    def __init__(self, limit: Decimal) -> None:
+        self.taken = defaultdict[tuple[str, date], Decimal](Decimal)  # spent or reserved
+        self._alerted = set[tuple[str, date]]()
+        self.limit, self._lock = limit, threading.Lock()
 
-    def __init__(
-        self, limit: Decimal, window: timedelta, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.limit, self.window, self.clock = limit, window, clock
-        self._taken: defaultdict[str, list[Reservation]] = defaultdict(list)
-        self._lock = threading.RLock()
-
-    def taken(self, user: str) -> Decimal:
-        """Return what a user has spent and reserved in the window, in USD."""
+    def reserve(self, user: str, usd: Decimal) -> Reservation:
+        """Set the worst case aside; raise `RefusedError` if that is more than is left."""
+        account, alert = (user, datetime.now(UTC).date()), ""
         with self._lock:
-            oldest = self.clock() - self.window.total_seconds()
-            self._taken[user] = [each for each in self._taken[user] if each.at > oldest]
-            return sum((each.usd for each in self._taken[user]), start=Decimal(0))
-
-    def reserve(self, user: str, worst_case: Decimal) -> Reservation:
-        """Set the worst case aside and return what to settle; raise when it is too much."""
-        with self._lock:
-            taken = self.taken(user)
-            if taken + worst_case > self.limit:
-                raise BudgetExceededError(
-                    f"{user} has spent or reserved {usd_text(taken)} of ${self.limit}, "
-                    f"and this answer may cost {usd_text(worst_case)}"
-                )
-            share = (taken + worst_case) / self.limit
-            is_news = share >= ALERT_AT and not any(each.alert for each in self._taken[user])
-            reserved = Reservation(self.clock(), worst_case, share if is_news else None)
-            self._taken[user].append(reserved)
-            return reserved
+            left = self.limit - self.taken[account]
+            if usd > left:
+                raise RefusedError(f"{user} has {usd_text(left)} left; it may cost {usd_text(usd)}")
+            self.taken[account] += usd
+            share = self.taken[account] / self.limit
+            if share >= ALERT_AT and account not in self._alerted:
+                self._alerted.add(account)
+                alert = f"{user} has spent or reserved {share:.0%} of the limit"
+        return Reservation(account, usd, alert)
 
     def settle(self, reserved: Reservation, cost: Decimal) -> None:
-        """Replace what was reserved by what the call has cost in USD."""
+        """Replace what was reserved with what the call has cost in USD."""
         with self._lock:
-            reserved.usd = cost
+            self.taken[reserved.account] += cost - reserved.usd
 
 
 # %% 3. Refuse where a reviewer sees it
 #
 # A refusal is a decision about a user, so it belongs in the trace, with its reason.
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a question; a cost that is unknown stays reserved at its worst case."""
-
-    text: str
-    worst_case: Decimal
-    reserved: Reservation | None = None  # None: refused
-    cost: Decimal | None = None
+Outcome = tuple[str, Reservation | None, Decimal | None]  # answer, None if refused, None if unknown
 
 
 @observe(name="check-budget", as_type="guardrail", capture_input=False, capture_output=False)
-def check_budget(budget: Budget, user: str, usd: Decimal) -> Reservation:
-    """Reserve the worst case; a refusal leaves this step as an ERROR with its reason.
+def check_budget(budget: Budget, user: str, messages: Messages) -> Reservation:
+    """Reserve the worst case; a refusal is recorded here as an error, with its reason.
 
-    In Langfuse: clear the filter "Is Root Observation", then filter by name `check-budget`.
-    Status ERROR shows who was refused, and WARNING who has used 80 % of the limit.
+    In Langfuse: clear "Is Root Observation", and set Name to `check-budget`. Status ERROR
+    shows who was refused, and WARNING who has reached 80 % of the limit.
     """
-    langfuse = get_client()
+    langfuse, usd = get_client(), worst_case(os.environ["OPENAI_MODEL"], messages)
     langfuse.update_current_span(input={"user": user, "worst_case_usd": str(usd)})
     reserved = budget.reserve(user, usd)
-    langfuse.update_current_span(output="within the budget")
-    if reserved.alert:
-        langfuse.update_current_span(level="WARNING", status_message=alert_text(user, reserved))
+    if reserved.alert:  # in production, also post it to a chat
+        langfuse.update_current_span(level="WARNING", status_message=reserved.alert)
     return reserved
-
-
-def alert_text(user: str, reserved: Reservation) -> str:
-    """Return the alert in words, or "" where there is none; in production, post it to a chat."""
-    share = reserved.alert
-    return f"{user} has spent or reserved {share:.0%} of the limit" if share else ""
 
 
 async def write_answer(client: AsyncOpenAI, messages: Messages) -> tuple[str, Decimal | None]:
@@ -194,15 +145,12 @@ async def write_answer(client: AsyncOpenAI, messages: Messages) -> tuple[str, De
 
     In Langfuse: select `write-answer`. Its cost is what the budget was charged.
     """
+    model = os.environ["OPENAI_MODEL"]
     response = await client.chat.completions.create(
-        name="write-answer",
-        model=os.environ["OPENAI_MODEL"],
-        messages=messages,
-        max_completion_tokens=MAX_TOKENS,
+        name="write-answer", model=model, messages=messages, max_completion_tokens=MAX_TOKENS
     )
     usage = response.usage.model_dump() if response.usage else {}
-    is_partial = unpriced_buckets(response.model, usage)
-    cost = None if is_partial else cost_of(response.model, usage)
+    cost = None if unpriced_buckets(response.model, usage) else cost_of(response.model, usage)
     return response.choices[0].message.content or "", cost
 
 
@@ -214,83 +162,54 @@ async def answer_within_budget(
 
     In Langfuse: a refused question is a trace without a generation and without a cost.
     """
-    langfuse = get_client()
+    messages, reserved, cost = messages_about(question), None, None
     with propagate_attributes(user_id=user):
-        langfuse.update_current_span(input=question)
-        messages = messages_about(question)
-        most = worst_case(os.environ["OPENAI_MODEL"], messages, MAX_TOKENS)
+        get_client().update_current_span(input=question)
         try:
-            reserved = check_budget(budget, user, most)
-        except BudgetExceededError as error:
-            outcome = Outcome(f"Refused: {error}.", most)
-        else:
-            # If this fails, the worst case stays reserved: the provider may have billed it.
-            text, cost = await write_answer(client, messages)
-            outcome = Outcome(text, most, reserved, cost)
+            reserved = check_budget(budget, user, messages)
+        except RefusedError as error:
+            answer = f"Refused: {error}."
+        else:  # if the call fails, the worst case stays reserved: it may have been billed
+            answer, cost = await write_answer(client, messages)
             if cost is not None:
                 budget.settle(reserved, cost)
-        langfuse.update_current_span(output=outcome.text)
-    return outcome
+        get_client().update_current_span(output=answer)
+    return answer, reserved, cost
 
 
-# %% 4. Ask many questions at once
+# %% 4. Ask one by one, then all at once
 #
-# This is where a check without a reservation lets everything pass.
+# One by one, each cost is known before the next question. All at once, none of them is: a
+# check without a reservation would let every question pass.
 
 
-async def ask_at_once(
-    client: AsyncOpenAI, budget: Budget, user: str, questions: tuple[str, ...]
-) -> list[Outcome]:
-    """Ask all questions at the same time; all but those that fit together are refused."""
-    answers = (answer_within_budget(client, budget, user, question) for question in questions)
-    return await asyncio.gather(*answers)
+def show_outcome(budget: Budget, question: str, outcome: Outcome) -> None:
+    """Print an answer, what was set aside for it, its cost, and the alert that it caused."""
+    answer, reserved, cost = outcome
+    show_answer(question, answer)
+    if reserved:
+        paid = "unknown" if cost is None else usd_text(cost)
+        taken = f"{usd_text(budget.taken[reserved.account])} of ${budget.limit}"
+        show_line(f"    reserved {usd_text(reserved.usd)}, cost {paid}; taken: {taken}", "dim")
+        if reserved.alert:
+            show_line(f"    Alert: {reserved.alert}", "yellow")
 
 
-def show_outcome(budget: Budget, user: str, question: str, outcome: Outcome) -> None:
-    """Print an answer, what it could have cost and has cost, and the alert that it caused."""
-    show_answer(question, outcome.text)
-    if outcome.reserved:
-        cost = "unknown" if outcome.cost is None else usd_text(outcome.cost)
-        taken = f"{usd_text(budget.taken(user))} of ${budget.limit}"
-        show_line(
-            f"    reserved {usd_text(outcome.worst_case)}, cost {cost}; taken: {taken}", "dim"
-        )
-        if text := alert_text(user, outcome.reserved):
-            show_line(f"    Alert: {text}", "yellow")
-
-
-def main() -> None:
-    """One question after the other, the day after, and many questions at once."""
+async def main() -> None:
+    """Ask one question after the other, then all of them at the same time."""
     connect()
     Langfuse()
-    model, client = os.environ["OPENAI_MODEL"], AsyncOpenAI(timeout=60)
-    if price_of(model) is None:
-        fail(f"{model} has no price: add it to PRICES in common/pricing.py.", 1)
-    seconds = [0.0]  # a clock that can be put forward
-    budget = Budget(USER_LIMIT, WINDOW, clock=lambda: seconds[0])
-
-    with asyncio.Runner() as runner:
-        show_section("One question after the other, until one is refused")
-        for question in QUESTIONS:
-            outcome = runner.run(answer_within_budget(client, budget, "gus", question))
-            show_outcome(budget, "gus", question, outcome)
-            if not outcome.reserved:
-                break
-        show_trace()
-
-        show_section("The same question a day later")
-        seconds[0] += WINDOW.total_seconds()
-        outcome = runner.run(answer_within_budget(client, budget, "gus", question))
-        show_outcome(budget, "gus", question, outcome)
-        show_trace()
-
-        show_section("Four questions at once, from a user who has spent nothing")
-        asked = QUESTIONS[:4]
-        outcomes = runner.run(ask_at_once(client, budget, "hal", asked))
-        for question, outcome in zip(asked, outcomes, strict=True):
-            show_outcome(budget, "hal", question, outcome)
-        runner.run(client.close())
+    budget = Budget(USER_LIMIT)
+    async with AsyncOpenAI(timeout=60) as client:
+        show_section("One question after the other")
+        for each in QUESTIONS:
+            show_outcome(budget, each, await answer_within_budget(client, budget, "gus", each))
+            show_trace()
+        show_section("All at once, from a user who has spent nothing")
+        at_once = (answer_within_budget(client, budget, "hal", each) for each in QUESTIONS)
+        for each, outcome in zip(QUESTIONS, await asyncio.gather(*at_once), strict=True):
+            show_outcome(budget, each, outcome)
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

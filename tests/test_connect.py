@@ -15,6 +15,7 @@ from threading import Thread
 
 import pytest
 from conftest import TOP, Desk, free_port, stored_observations
+from requests.utils import get_environ_proxies
 
 import local_langfuse
 import local_model
@@ -359,6 +360,40 @@ def test_a_proxy_is_not_asked_for_a_model_on_this_machine(desk: Desk) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "because both keys are set" in ran.stdout
     assert "Boots are warm." in ran.stdout
+
+
+NOT_PROXIED = [
+    ({}, "127.0.0.1,localhost"),
+    ({"NO_PROXY": "intranet"}, "intranet,127.0.0.1,localhost"),
+    ({"NO_PROXY": "never-read", "no_proxy": "intranet"}, "intranet,127.0.0.1,localhost"),
+    ({"NO_PROXY": "*"}, "*"),
+]
+
+
+@pytest.mark.parametrize(("given", "hosts"), NOT_PROXIED)
+def test_every_library_keeps_the_proxy_out_of_the_same_hosts(
+    given: dict[str, str], hosts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, given.get(name, ""))
+    for _ in range(2):  # a child process does it again
+        local_langfuse.reach_directly()
+        assert (os.environ["NO_PROXY"], os.environ["no_proxy"]) == (hosts, hosts)
+    assert not get_environ_proxies("http://127.0.0.1:4747")
+
+
+@pytest.mark.parametrize("file", ["/no/such.pem", __file__])
+def test_a_file_without_certificates_is_one_line(file: str, desk: Desk) -> None:
+    start = "from common.client import connect; connect()"
+    clients = "from langfuse import Langfuse; Langfuse()", "import openai; openai.OpenAI()"
+    for client in clients:
+        ran = desk.run(*code(start, client), SSL_CERT_FILE=file)
+        assert ran.returncode == 1
+        assert ran.stderr.startswith("SSL_CERT_FILE names no file with certificates: ")
+        assert ran.stderr.count("\n") == 1
+    other = desk.run(*code(start, "open('missing')"), SSL_CERT_FILE=file)
+    assert "No such file or directory: 'missing'" in other.stderr
 
 
 def test_a_model_that_will_be_shut_down_is_named_once(desk: Desk) -> None:
