@@ -252,7 +252,7 @@ def test_only_a_stand_in_that_lasts_is_joined(lasts: bool, desk: Desk) -> None:
     ran = desk.run(*CHILD)
     server.stop()
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert (f"on http://127.0.0.1:{desk.port}, the file" in ran.stdout) is lasts
+    assert (f"at http://127.0.0.1:{desk.port}, in the file" in ran.stdout) is lasts
     assert (f"Port {desk.port} is in use by" in ran.stdout) is not lasts
 
 

@@ -173,7 +173,7 @@ def test_hostile_text_is_shown_as_text_and_never_runs(
     opened(
         tab, fresh, f"/project/local/traces?{httpx.QueryParams({'name': ATTACK, 'cursor': ATTACK})}"
     )
-    expect(tab.get_by_role("alert")).to_have_text("cursor must be the one of the page before")
+    expect(tab.get_by_role("alert")).to_have_text("cursor must come from the page before")
     assert tab.evaluate("window.__hacked") is None
     assert all("400" in text for text in wrong)
     wrong.clear()
