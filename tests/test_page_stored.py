@@ -459,7 +459,7 @@ def test_a_long_search_says_how_far_it_is(fresh: httpx.Client, tab: Page) -> Non
     while not held and time.monotonic() < deadline:
         tab.evaluate("0")  # meanwhile Playwright tells of the request that is held
     held[0].continue_()
-    expect(tab.locator("main")).to_contain_text("No trace fits these filters.")
+    expect(tab.locator("main")).to_contain_text("No trace matches these filters.")
 
 
 @pytest.mark.parametrize(
