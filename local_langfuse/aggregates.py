@@ -47,7 +47,7 @@ class Histogram:
             self._bins = bins
 
     def finalize(self) -> str:
-        """Return bins without gaps, which are narrower where there are more values."""
+        """Return bins without gaps, narrower where there are more values."""
         if not self._counts:
             return "[]"
         points = _merged(_points(self._counts), self._bins)

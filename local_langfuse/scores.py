@@ -84,7 +84,7 @@ def _check_row(row: Row) -> None:
     if row["source"] not in ("API", "ANNOTATION"):
         raise Refused("source must be API or ANNOTATION")
     if not ENVIRONMENT.fullmatch(row["environment"]):
-        raise Refused("environment must be lowercase letters, digits, - and _, no langfuse…")
+        raise Refused("environment takes a-z, 0-9, - and _, and must not begin with langfuse")
 
 
 def score_json(row: sqlite3.Row, groups: list[str]) -> Row:

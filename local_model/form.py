@@ -16,7 +16,7 @@ INSULT = re.compile(r"\b(idiot|stupid|dumb|moron|fool|shut up)", re.IGNORECASE)
 NUMBER = r"\d{1,15}(?:\.\d{1,15})?"
 A_RANGE = re.compile(rf"(?<!\d)({NUMBER})\s*(?:to|and|-)\s*({NUMBER})")
 DEEPEST = 12
-MOST_WORK = 400_000  # about as many microseconds, when nobody else is answered
+MOST_WORK = 400_000  # about as many microseconds, during which nobody else is answered
 
 
 @dataclass

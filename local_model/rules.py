@@ -94,7 +94,7 @@ def refuse_too_long(messages: Sequence[Message], extra: str) -> None:
 
 
 def refuse_options_without_stream(body: Json) -> None:
-    """Refuse stream options in a request for no stream."""
+    """Refuse stream options if no stream was requested."""
     refuse(
         body.get("stream_options") is not None and not body.get("stream"),
         "The 'stream_options' parameter is only allowed when 'stream' is enabled.",

@@ -83,7 +83,7 @@ def test_a_server_that_was_started_again_is_asked_again(
         opened(tab, client, "/")
         expect(tab.locator("table")).to_contain_text("step-1")
     refreshed(tab)
-    expect(tab.locator("#said")).to_contain_text("is it still running?")
+    expect(tab.locator("#said")).to_contain_text("Is it still running?")
     with serving(db, client.base_url.port or 0) as client:
         send(client, span(2), {**span(3), "traceId": f"{7:032x}"})
         refreshed(tab)
@@ -526,7 +526,7 @@ def test_a_list_of_users_that_is_cut_says_so(fresh: httpx.Client, tab: Page) -> 
     expect(rows.first.locator("[data-label=Traces]")).to_have_text("1")
     expect(rows.first.locator("[data-label='Model calls']")).to_have_text("1")
     expect(tab.locator("main")).to_contain_text(
-        "more than the Metrics API counts in one answer, which is 1,000"
+        "more than the 1,000 that the Metrics API returns in one answer"
     )
 
 
