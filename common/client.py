@@ -30,33 +30,33 @@ from common.settings import (
     set_by_connect,
 )
 
-# With no key at all the SDK logs a warning at every call.
+# Without any keys, the SDK logs a warning on every call.
 OFF = {"LANGFUSE_PUBLIC_KEY": "pk-lf-off", "LANGFUSE_SECRET_KEY": "sk-lf-off"}
 LOCAL = dict(zip(OFF, local_langfuse.KEYS, strict=True))
 LABELS = ("LANGFUSE_TRACING_ENVIRONMENT", "LANGFUSE_RELEASE")
 MODELS = ("OPENAI_MODEL", "OPENAI_EMBEDDING_MODEL")
-Put = dict[str, str]  # what goes into the environment
+Put = dict[str, str]  # what to put into the environment
 
 
 def connect(*, asks_model: bool = True) -> None:
-    """Set the environment so that `Langfuse()` and `OpenAI()` need no argument, and report it.
+    """Set the environment so that `Langfuse()` and `OpenAI()` need no arguments, and report it.
 
-    Traces go nowhere with `LANGFUSE_TRACING_ENABLED=false`; to Langfuse with both keys;
-    otherwise to a stand-in on this machine, one that is running with our file or one that is
-    started in this process. A local model answers where neither OPENAI_API_KEY nor
-    OPENAI_BASE_URL is set, except in a program that says it asks no model. A setting that
-    cannot work ends the program: one line on stderr, exit status 2. A second call is harmless.
+    With `LANGFUSE_TRACING_ENABLED=false`, traces go nowhere. With both keys, they go to
+    Langfuse. Otherwise they go to a stand-in on this machine: one already running with our
+    file, or one started in this process. If neither OPENAI_API_KEY nor OPENAI_BASE_URL is
+    set, a local model answers, unless `asks_model` is False. A setting that cannot work ends
+    the program with one line on stderr and exit status 2. Calling it twice is harmless.
 
-    It creates no client. It also counts the spans of the first one, for `show_trace`;
-    silences two loggers that would report an error twice; and has the errors of both
-    services printed in one line, by a `sys.excepthook`.
+    It creates no client. It does count what the first client sends, for `show_trace`; it
+    silences two loggers that would report errors again; and it sets a `sys.excepthook` that
+    prints the errors of both services in one line.
     """
     sys.excepthook = _explain
     before = set_by_connect()  # by an earlier call, or in the process that started this one
     try:
         settings = read_settings()
         if asks_model and settings["OPENAI_BASE_URL"].value:
-            check_url(settings["OPENAI_BASE_URL"])  # before anything is started
+            check_url(settings["OPENAI_BASE_URL"])  # before anything starts
         local_langfuse.reach_directly()
         put, lines = _langfuse(settings, before.get("LANGFUSE_BASE_URL", ""))
         if asks_model:
@@ -68,11 +68,11 @@ def connect(*, asks_model: bool = True) -> None:
     ours = {name: value for name, value in put.items() if settings[name].source == "default"}
     os.environ |= {**ours, MARK: json.dumps(before | ours)}
     count_spans()
-    # A failed export is told once, by `read_trace`; the SDK would tell it three times, and
-    # logs each failed model call, which is raised as well.
+    # `read_trace` reports a failed export once; the SDK would report it three times. It also
+    # logs each failed model call, although the call raises its own error.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
     logging.getLogger("langfuse").addFilter(_is_news)
-    if put.items() >= OFF.items():  # where there is no trace, it would warn at each score
+    if put.items() >= OFF.items():  # without a trace, it would warn about each score
         logging.getLogger("langfuse").setLevel(logging.CRITICAL)
     for line in lines:
         show_line(line)
@@ -84,12 +84,12 @@ def connect(*, asks_model: bool = True) -> None:
 
 
 def tracing_is_on() -> bool:
-    """Return False when `LANGFUSE_TRACING_ENABLED=false` asks for silence."""
+    """Return False when `LANGFUSE_TRACING_ENABLED=false` turns tracing off."""
     return choose_destination(read_settings()).mode != "disabled"
 
 
 def _langfuse(settings: Mapping[str, Setting], known: str) -> tuple[Put, list[str]]:
-    """Return what the SDK needs in the environment, and lines that say where traces go."""
+    """Return what the SDK needs in the environment, and the lines that say where traces go."""
     mode, why, url = choose_destination(settings)
     if mode == "disabled":
         return OFF, [f"Tracing is off and nothing is stored, because {why}."]
@@ -97,23 +97,23 @@ def _langfuse(settings: Mapping[str, Setting], known: str) -> tuple[Put, list[st
         key = masked(settings["LANGFUSE_PUBLIC_KEY"].value)
         return {"LANGFUSE_BASE_URL": url}, [f"Traces go to {url} with {key}, because {why}."]
     db, port = TOP / settings["LOCAL_LANGFUSE_DB"].value, settings["LOCAL_LANGFUSE_PORT"].value
-    file = f"the file {db.relative_to(TOP) if db.is_relative_to(TOP) else db}, because {why}."
+    file = f"in the file {db.relative_to(TOP) if db.is_relative_to(TOP) else db}, because {why}."
     if url := local_langfuse.find(db, int(port), known):
-        lines = [f"Traces go to the local Langfuse stand-in on {url}, {file}"]
+        lines = [f"Traces go to the local Langfuse stand-in at {url}, {file}"]
     else:
         server, holder = local_langfuse.start_inside(db, int(port))
         url, again = server.base_url, local_langfuse.command(server.base_url, db)
         lines = [f"Traces go to a local Langfuse stand-in, {file}"]
         if holder:
-            lines.append(f"Port {port} is held by {holder}, so this run has one of its own.")
-        lines.append(f"Links open while this program runs, and later with `{again}`.")
+            lines.append(f"Port {port} is in use by {holder}, so this run uses another one.")
+        lines.append(f"Links work while this program runs. To open them later: `{again}`.")
         if sys.stdin.isatty() and sys.stdout.isatty() and not os.environ.get("CI"):
             atexit.register(_keep_links_live, os.getpid())
     return {**LOCAL, "LANGFUSE_BASE_URL": url}, lines
 
 
 def _keep_links_live(started_by: int) -> None:
-    """Wait at the end of a program in a terminal, since its links end with it."""
+    """In a terminal, wait before the program ends, because its links end with it."""
     stopped = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
     if links and not stopped and os.getpid() == started_by:
         show_line("The links above are live until you press Enter.", "bold")
@@ -122,7 +122,7 @@ def _keep_links_live(started_by: int) -> None:
 
 
 def _model(settings: Mapping[str, Setting], known: str) -> tuple[Put, str]:
-    """Return what OpenAI's client needs in the environment, and a line that says who answers."""
+    """Return what OpenAI's client needs in the environment, and the line that says who answers."""
     name, url = settings["OPENAI_MODEL"].value, settings["OPENAI_BASE_URL"].value
     if not (settings["OPENAI_API_KEY"].value or url):
         put = {"OPENAI_API_KEY": local_model.API_KEY}
@@ -146,6 +146,6 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
     if not (said := explain(error)):
         sys.__excepthook__(kind, error, trace)
     elif isinstance(error, httpx.HTTPError | ApiError) and sent_count():
-        fail(f"{said} {sent_count()} observations of this run may be lost.", 1)
+        fail(f"{said} {sent_count()} observations from this run may be lost.", 1)
     else:
         fail(said, 1)

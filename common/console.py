@@ -1,4 +1,4 @@
-"""The one place that prints. Nothing a trace contains is read as markup or steers the terminal."""
+"""The one place that prints. Nothing in a trace is read as markup or controls the terminal."""
 
 import io
 import os
@@ -20,17 +20,17 @@ from rich.text import Text
 from common.errors import explain_model
 from common.readback import last_trace_id, read_trace, sent_count
 
-# Piped output has no width of its own: 120 columns keep a tree on one line per node.
+# Piped output has no width of its own; 120 columns are enough for one line per node of a tree.
 if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors="replace")  # an old code page has no line to draw a tree with
+    sys.stdout.reconfigure(errors="replace")  # an old code page cannot draw a tree's lines
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-links: list[str] = []  # what was printed to be opened in a browser
+links: list[str] = []  # the links printed so far
 _failed: list[str] = []  # the titles of sections that ended with an error
-_last = {"line": "", "trace": ""}  # what was printed, and what was drawn
+_last = {"line": "", "trace": ""}  # the last line printed, the last trace drawn
 
-# Control characters, but for tab and line break: a terminal obeys them.
+# Control characters, except tab and line break: a terminal would obey them.
 _STEERING = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
 
@@ -45,7 +45,7 @@ def show_line(text: str, style: str = "") -> None:
 
 
 def _gap() -> None:
-    """Print an empty line where there is none yet."""
+    """Print an empty line, unless the last line was one."""
     if _last["line"]:
         show_line("")
 
@@ -58,7 +58,7 @@ def show_section(title: str) -> None:
 
 @contextmanager
 def section(title: str) -> Iterator[None]:
-    """Print a heading; where the model fails, say why, draw what was stored, and go on.
+    """Print a heading; if the model fails, say why, draw what was stored, and go on.
 
     `end_sections()` gives the program its exit status.
     """
@@ -75,13 +75,13 @@ def section(title: str) -> Iterator[None]:
 
 
 def end_sections() -> None:
-    """End the program with exit status 1 where a section failed."""
+    """End the program with exit status 1 if a section failed."""
     if _failed:
         fail(f"{len(_failed)} of the sections failed: {'; '.join(_failed)}.", 1)
 
 
 def show_result(label: str, text: object) -> None:
-    """Print a short label and what belongs to it on one line."""
+    """Print a short label and its value on one line."""
     show_line(f"  {label:<20} {text}")
 
 
@@ -114,7 +114,7 @@ def fail(message: str, status: int) -> NoReturn:
 
 
 def show_pieces(pieces: Iterable[str]) -> None:
-    """Print a text piece by piece, each as soon as it is there; end the line in any case."""
+    """Print text piece by piece, each as soon as it arrives, and always end the line."""
     indent = "    "
     try:
         for piece in pieces:
@@ -136,7 +136,7 @@ def progress(text: str, total: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """Say what the program is waiting for: at once in a terminal, else after 3 seconds."""
+    """Say what the program is waiting for: at once in a terminal, otherwise after 3 seconds."""
     if _out.is_terminal:
         with _out.status(Text(text)):
             yield
@@ -153,8 +153,8 @@ def waiting(text: str) -> Iterator[None]:
 def show_trace(trace_id: str = "") -> list[ObservationV2]:
     """Draw a stored trace as a tree, print its link, and return its observations, oldest first.
 
-    Without an id it is the trace that ended last. Returns nothing where nothing is stored: with
-    tracing off, or if LANGFUSE_SAMPLE_RATE left it out. Raises `NotStoredError` when it cannot
+    Without an id, it takes the trace that ended last. The list is empty if nothing is stored:
+    tracing is off, or LANGFUSE_SAMPLE_RATE left it out. Raises `NotStoredError` if it cannot
     be read back; uncaught, that ends the program with one line on stderr and exit status 1.
     """
     langfuse, given, trace_id = get_client(), trace_id, trace_id or last_trace_id()
@@ -172,20 +172,20 @@ def show_trace(trace_id: str = "") -> list[ObservationV2]:
 
 
 def show_link(label: str, url: str) -> None:
-    """Print an address that opens in a browser, on a line of its own after its label."""
+    """Print a link on its own line, after its label."""
     links.append(url)
     show_line(f"  {label}{url}", "blue")
 
 
 def draw_tree(observations: Sequence[ObservationV2]) -> None:
-    """Draw observations of one trace as a tree, one row per node."""
+    """Draw the observations of one trace as a tree, one row per node."""
     nodes = list(_walk(observations))
     show_line("")
     head = ("observation", "type", "model", "ms", "first token", "in", "out", "cost")
     rows = [head, *(_cells(guide, node) for guide, node in nodes)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     used = [i for i in range(len(head)) if any(row[i] for row in rows[1:])]
-    for dispensable in (2, 1):  # model and type, where the terminal is narrow
+    for dispensable in (2, 1):  # model, then type, if the terminal is narrow
         if sum(widths[i] + 2 for i in used) > _out.width and dispensable in used:
             used.remove(dispensable)
     for row, node in zip(rows, (None, *(node for _, node in nodes)), strict=True):
@@ -206,7 +206,7 @@ def _walk(observations: Sequence[ObservationV2]) -> Iterator[tuple[str, Observat
     known = {node.id for node in observations}
     children: dict[str, list[ObservationV2]] = {}  # by parent, "" for the roots
     for node in observations:
-        # The parent of a root may be an id that was only made to carry the trace id.
+        # A root may name a parent that does not exist: an id that only carries the trace id.
         parent = node.parent_observation_id
         children.setdefault(parent if parent in known and parent else "", []).append(node)
 
@@ -241,21 +241,21 @@ def _milliseconds(seconds: float) -> str:
 def cost_text(node: ObservationV2) -> str:
     """Return the stored cost in USD: `unknown` for a model without a price, never $0.
 
-    It begins with `≥` where some of the tokens have no price and so are not in the sum. A
-    call that was refused has no tokens, and nothing is shown for it.
+    It begins with `≥` if some of the tokens have no price and so are not in the sum. A
+    call that was refused has no tokens, so nothing is shown for it.
     """
     usage, costs = node.usage_details or {}, node.cost_details or {}
     if not node.model or (node.level == "ERROR" and not usage):
         return ""
     if "total" not in costs:
         return "unknown"
-    by_bucket = bool(node.internal_model_id) and costs.keys() > {"total"}  # not given by hand
+    by_bucket = bool(node.internal_model_id) and costs.keys() > {"total"}  # not set by hand
     is_partial = by_bucket and any(n for bucket, n in usage.items() if bucket not in costs)
     return f"{'≥' if is_partial else ''}{usd_text(costs['total'])}"
 
 
 def usd_text(usd: Decimal | float) -> str:
-    """Return an amount with six decimals, and with more where that would show nothing.
+    """Return an amount with six decimals, or eight if six would show only zeros.
 
     `usd_text(0.0000432) -> "$0.000043"`, `usd_text(0.00000006) -> "$0.00000006"`
     """

@@ -13,21 +13,21 @@ from common.settings import TOP, masked, set_by_connect
 
 
 class NotStoredError(Exception):
-    """What was sent cannot be read back; the message says what is lost and what to do."""
+    """What was sent cannot be read back; the message says how much is missing."""
 
 
-# How it ends when a server's answer does not have the form that OpenAI's answers have.
+# What the client raises when a server does not answer in OpenAI's format.
 _FORMLESS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 _CHECK = "run `python -m recipes.check_connection`"
 
 
 def explain(error: BaseException) -> str:
-    """Return in one line what a service did wrong and what to check; "" for any other error."""
+    """Return one line on what a service did wrong and what to check; "" for any other error."""
     if isinstance(error, NotStoredError):
         return str(error)
     if isinstance(error, ApiError):
         return f"Langfuse answered {error.status_code}: {_CHECK}."
-    if isinstance(error, httpx.HTTPError):  # openai has errors of its own
+    if isinstance(error, httpx.HTTPError):  # openai has its own errors
         return f"Langfuse cannot be reached ({error}): {_CHECK}, or unset both keys to stay local."
     ca = os.environ.get("SSL_CERT_FILE", "")
     unnamed = isinstance(error, OSError) and not error.filename  # as any client raises it
@@ -37,7 +37,7 @@ def explain(error: BaseException) -> str:
 
 
 def explain_model(error: BaseException) -> str:
-    """Return the same for the service of the model; neither a key nor a page is repeated."""
+    """Do the same for the model's service, without repeating a key or a whole web page."""
     names = {each.__name__ for each in type(error).__mro__ if each.__module__.startswith("openai")}
     if "APIConnectionError" in names:
         cause = str(error.__cause__ or error).rstrip(".")
@@ -51,7 +51,7 @@ def explain_model(error: BaseException) -> str:
         ours = [f for f in frames if f.filename.startswith(str(TOP)) and ".venv" not in f.filename]
         at = f"{ours[-1].name}, line {ours[-1].lineno}" if ours else "a library"
         said = (
-            f"{_model_url()} answered in another form than OpenAI's ({told}, in {at}). "
+            f"{_model_url()} did not answer in OpenAI's format ({told}, in {at}). "
             "Check OPENAI_BASE_URL."
         )
     else:
@@ -61,7 +61,7 @@ def explain_model(error: BaseException) -> str:
 
 
 def without_password(url: str) -> str:
-    """Return an address without the user's name and password in it."""
+    """Return an address without the user name and password in it."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

@@ -1,7 +1,7 @@
 """What a token costs: the price table, usage buckets, and the cost of one call.
 
 A call is priced bucket by bucket: the tokens in `input`, in `input_cached_tokens`, in
-`output` and so on, each times its own price. Buckets do not overlap, so costs add up.
+`output` and so on, each times its own price. Buckets do not overlap, so you can add the costs.
 """
 
 import re
@@ -30,12 +30,12 @@ class Price:
 
     model: str
     usd_per_million: Mapping[str, Decimal]
-    long_prompt: tuple[int, str, str] | None = None  # above so many tokens: input x, output x
+    long_prompt: tuple[int, str, str] | None = None  # above this many tokens: input x, output x
     shut_down: date | None = None
     successor: str = ""
 
     def per_token(self, prompt_tokens: int = 0) -> dict[str, Decimal]:
-        """Return USD per token by usage bucket, for a call with a prompt of this length."""
+        """Return USD per token, by usage bucket, for a call with a prompt of this length."""
         above, *factors = self.long_prompt or (prompt_tokens, "1", "1")
         into, out = map(Decimal, factors if prompt_tokens > above else ("1", "1"))
         return {
@@ -45,7 +45,7 @@ class Price:
 
 
 def _chat(model: str, input: str, cached: str, written: str, output: str, **more: Any) -> Price:
-    """Return a row; a model that charges nothing extra for writing to a cache has "" there."""
+    """Return a row; `written` is "" if the model charges nothing extra for cache writes."""
     claude = model.startswith("claude")
     prices = {INPUT: input, CACHED: cached, WRITTEN: written, OUTPUT: output}
     prices[KEPT] = str(2 * Decimal(input)) if claude else ""
@@ -56,9 +56,9 @@ def _chat(model: str, input: str, cached: str, written: str, output: str, **more
 
 _LONG = (272_000, "2", "1.5")
 _JANUARY = date(2027, 1, 14)
-AS_OF = date(2026, 11, 28)  # when these were the list prices
-# USD per million tokens: input, cached input, written to a cache, output. Another model
-# is one more row here, and a call of `POST /api/public/models` in Langfuse.
+AS_OF = date(2026, 11, 28)  # the date of these list prices
+# USD per million tokens: input, cached input, written to a cache, output. To add a model,
+# add a row here, and in Langfuse call `POST /api/public/models`.
 PRICES: tuple[Price, ...] = (
     # https://developers.openai.com/api/docs/pricing
     _chat("gpt-6-luna", "0.10", "0.01", "0.125", "0.50", long_prompt=_LONG),
@@ -83,7 +83,7 @@ PRICES: tuple[Price, ...] = (
 
 
 def undated(model: str) -> str:
-    """Return the model's name without provider, region, date, version and capitals.
+    """Return the model's name in lower case, without provider, region, date or version.
 
     `undated("us.anthropic.claude-haiku-4-5-20251001-v1:0") -> "claude-haiku-4-5"`
     """
@@ -92,7 +92,7 @@ def undated(model: str) -> str:
 
 
 def price_of(model: str) -> Price | None:
-    """Return the price of a model, dated or not, or None where it is not in the table."""
+    """Return the price of a model, dated or not, or None if it is not in the table."""
     name = undated(model)
     return next((price for price in PRICES if price.model == name), None)
 
@@ -101,8 +101,8 @@ def usage_buckets(usage: Mapping[str, Any]) -> dict[str, int]:
     """Split usage as an API reports it into buckets that do not overlap, as Langfuse does.
 
     OpenAI counts cached tokens twice: in `prompt_tokens` and again in its details. They are
-    taken out of `input`. Anything that does not have OpenAI's own keys keeps its names. What
-    is not a whole number, 0 or more, is left out.
+    taken out of `input`. Usage with other keys than OpenAI's keeps its names. A count that is
+    negative or not a whole number is left out.
 
     `usage_buckets({"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11,
     "prompt_tokens_details": {"cached_tokens": 4}})
@@ -116,7 +116,7 @@ def usage_buckets(usage: Mapping[str, Any]) -> dict[str, int]:
             buckets = {names[key]: count for key, count in buckets.items() if key in names}
             _take_out(buckets, "input", "input_", usage.get(f"{into}_details"))
             _take_out(buckets, "output", "output_", usage.get(f"{out}_details"))
-    # Anthropic counts what it writes to a cache, and again by how long it stays there.
+    # Anthropic counts cache writes twice: in total, and again by how long they are kept.
     written = usage.get("cache_creation")
     _take_out(buckets, "cache_creation_input_tokens", "cache_creation.", written)
     if buckets:
@@ -137,9 +137,9 @@ def _counts(usage: Any) -> dict[str, int]:
 
 
 def cost_of(model: str, usage: Mapping[str, Any]) -> Decimal | None:
-    """Return the cost of one call in USD, or None where no bucket has a price.
+    """Return the cost of one call in USD, or None if no bucket has a price.
 
-    `usage` is the `usage` of a response as a dict, or buckets that do not overlap. Where
+    `usage` is the `usage` of a response as a dict, or buckets that do not overlap. If
     `unpriced_buckets` names any, the call costs more than this.
 
     `cost_of("gpt-6-luna", {"input": 1000, "output": 500}) -> Decimal("0.00035")`
@@ -154,7 +154,7 @@ def cost_of(model: str, usage: Mapping[str, Any]) -> Decimal | None:
 
 
 def unpriced_buckets(model: str, usage: Mapping[str, Any]) -> list[str]:
-    """Return the buckets with tokens that no price is known for, and that no cost contains.
+    """Return the buckets that have tokens but no known price, so that no cost includes them.
 
     `unpriced_buckets("gpt-4o-mini", {"input": 9, "input_audio_tokens": 5})
     -> ["input_audio_tokens"]`

@@ -1,4 +1,4 @@
-"""Read a trace back from where it was stored, complete or with a clear word about the loss."""
+"""Read a trace back from where it was stored, and say clearly if part of it is missing."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class _SentSpans(SpanProcessor):
-    """Counts finished spans per trace, so that reading back knows when a trace is complete."""
+    """Counts finished spans per trace, so that `read_trace` knows when a trace is complete."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  # spans end in many threads
@@ -31,7 +31,7 @@ class _SentSpans(SpanProcessor):
         if span.context and is_default_export_span(span):
             trace_id = f"{span.context.trace_id:032x}"
             with self.lock:
-                self.by_trace[trace_id] = self.by_trace.pop(trace_id, 0) + 1  # now the last one
+                self.by_trace[trace_id] = self.by_trace.pop(trace_id, 0) + 1  # move it to the end
                 self.total += 1
                 if len(self.by_trace) > REMEMBERED:
                     del self.by_trace[next(iter(self.by_trace))]
@@ -52,29 +52,29 @@ def _set_and_join(tracer_provider: trace.TracerProvider) -> None:
 
 
 def count_spans() -> None:
-    """Count what the SDK sends, from the first client on.
+    """Count what the SDK sends, starting with the first client.
 
-    The first `Langfuse()` sets the provider that all its spans go through. One that was set
-    here, before it, would switch its sampling off, so this joins that one as it is set.
+    The first `Langfuse()` sets the provider that all its spans go through. Setting one here
+    first would turn off its sampling, so this joins the client's own as soon as it is set.
     """
     trace.set_tracer_provider = _set_and_join
     _sent.join(trace.get_tracer_provider())
 
 
 def sent_count(trace_id: str = "") -> int:
-    """Return how many observations of a trace, or of all, the SDK was given to send."""
+    """Return how many observations the SDK was given to send, for one trace or for all."""
     return _sent.by_trace.get(trace_id, 0) if trace_id else _sent.total
 
 
 def last_trace_id() -> str:
-    """Return the trace whose observation ended last, or "" where there is none."""
+    """Return the id of the trace whose observation ended last, or "" if there is none."""
     return next(reversed(_sent.by_trace), "")
 
 
 def poll(read: Callable[[], T], *, until: Callable[[T], bool], seconds: float = 25) -> T:
     """Call `read` until its answer is what you wait for, or `seconds` have passed.
 
-    Langfuse Cloud shows a trace some seconds after it accepted it. Returns the last
+    Langfuse Cloud shows a trace a few seconds after accepting it. Returns the last
     answer, complete or not.
     """
     deadline = time.monotonic() + seconds
@@ -82,7 +82,7 @@ def poll(read: Callable[[], T], *, until: Callable[[T], bool], seconds: float = 
         answer = read()
         if until(answer) or time.monotonic() > deadline:
             return answer
-        threading.Event().wait(0.3)  # as long as a person does not notice
+        threading.Event().wait(0.3)  # too short for anyone to notice
 
 
 def read_trace(langfuse: Langfuse, trace_id: str, seconds: float = 25) -> list[ObservationV2]:

@@ -13,7 +13,7 @@ HANDBOOK = dict(
 
 @dataclass(frozen=True)
 class Passage:
-    """A handbook passage as a search found it; `score` is the share of the words asked for."""
+    """A handbook passage that a search found; `score` is the share of the query's words in it."""
 
     id: str
     text: str
@@ -26,9 +26,9 @@ def handbook() -> list[str]:
 
 
 def search(query: str, limit: int = 3) -> list[Passage]:
-    """Return the passages that share most words with the query, best first.
+    """Return the passages that share the most words with the query, best first.
 
-    Passages that share no word are left out, so the answer can be empty.
+    Passages that share none are left out, so the list can be empty.
 
     `search("return shoes")[0].id -> "returns"`
     """

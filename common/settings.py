@@ -1,6 +1,6 @@
-"""The settings: where each value came from, and what is wrong with it if it is wrong.
+"""The settings: where each value came from, and what is wrong with it, if anything.
 
-Nothing here opens a connection or prints. A mistake is a `SettingsError` of one line
+Nothing here opens a connection or prints. A mistake raises a `SettingsError`: one line
 that names the variable and the fix.
 """
 
@@ -47,7 +47,7 @@ class SettingsError(ValueError):
 
 
 class Setting(NamedTuple):
-    """One variable: its value, and whether that came from the environment, `.env` or a default."""
+    """One variable: its value, and whether it came from the environment, `.env` or a default."""
 
     name: str
     value: str
@@ -55,12 +55,12 @@ class Setting(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The value as it may be printed: of a key, only enough to recognise it."""
+        """The value, safe to print: a key shows only enough for you to recognise it."""
         return masked(self.value) if self.name.endswith("_KEY") else self.value
 
 
 class Destination(NamedTuple):
-    """Where traces go: disabled, langfuse or local; `why` says in a few words what decided it."""
+    """Where traces go: disabled, langfuse or local; `why` gives the reason in a few words."""
 
     mode: str
     why: str
@@ -68,7 +68,7 @@ class Destination(NamedTuple):
 
 
 def masked(key: str) -> str:
-    """`masked("pk-lf-0c8ae1d2-1234") -> "pk-lf-…1234"`; a short key shows nothing of itself."""
+    """`masked("pk-lf-0c8ae1d2-1234") -> "pk-lf-…1234"`; a short key is hidden completely."""
     shown = next((p for p in ("pk-lf-", "sk-lf-", "sk-") if key.startswith(p)), "")
     end = key[-4:] if len(key) - len(shown) >= 12 else ""
     return f"{shown}…{end}" if key else ""
@@ -85,13 +85,13 @@ def set_by_connect() -> dict[str, str]:
 def read_settings(env_file: Path = TOP / ".env") -> Mapping[str, Setting]:
     """Load `.env` into the environment and return every setting with its source.
 
-    A variable that is already set wins over `.env`. One that is empty, or that `connect()`
-    has set in a parent process, counts as not set.
+    A variable that is already set wins over `.env`. A variable that is empty, or that
+    `connect()` set in a parent process, counts as not set.
     """
     ours = set_by_connect()
 
     def given() -> set[str]:
-        """Return the names that have a value; take the others out: the SDK would read them."""
+        """Return the names that have a value; unset the others, or the SDK would read them."""
         values = {name: os.environ.get(name, "") for name in DEFAULTS}
         names = {n for n, value in values.items() if value.strip() and value != ours.get(n)}
         for name in DEFAULTS.keys() - names:
@@ -156,7 +156,7 @@ def _quoted(value: str) -> str:
 
 
 _LABEL = re.compile(r"(?!langfuse)[a-z0-9_-]{1,40}")
-# What the SDK would otherwise answer with a traceback, or take for something else.
+# What each value must look like: the SDK would end in a traceback or misread it.
 _FORMS: dict[str, tuple[Callable[[str], object], str]] = {
     "LANGFUSE_TRACING_ENABLED": (lambda v: v.lower() in ("true", "false"), "true or false"),
     "LANGFUSE_TRACING_ENVIRONMENT": (
@@ -190,13 +190,13 @@ def _langfuse(base: Setting, host: Setting) -> Destination:
 
 
 def check_url(setting: Setting) -> SplitResult:
-    """Return the parts of an http(s) address, or raise `SettingsError` if it is none."""
+    """Return the parts of an http(s) address, or raise `SettingsError` if it is not one."""
     _refuse_stray_characters(setting)
-    with suppress(ValueError):  # a port that is no number, an open bracket
+    with suppress(ValueError):  # such as a port that is not a number
         url = urlsplit(setting.value)
         if url.scheme in ("http", "https") and url.hostname and url.port != 0:
             return url
     raise SettingsError(  # without the value, which may hold a password
-        f"{setting.name} is not the address of a server: write it whole, "
+        f"{setting.name} is not the address of a server: write it in full, "
         "such as https://cloud.langfuse.com or http://localhost:11434/v1."
     )

@@ -1,4 +1,4 @@
-"""Count tokens before the call: the counting of the local model, which needs it as well."""
+"""Count tokens before a call, with the code that the local model counts with."""
 
 from local_model.tokens import TokenCount, count_message_tokens, count_tokens
 

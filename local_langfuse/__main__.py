@@ -1,4 +1,4 @@
-"""Serve the local instance until Ctrl-C: `python -m local_langfuse [--port 4747] [--db FILE]`."""
+"""Run the local instance until Ctrl-C: `python -m local_langfuse [--port 4747] [--db FILE]`."""
 
 import argparse
 import os
@@ -20,15 +20,15 @@ from local_langfuse import (
     start,
 )
 
-ABOUT = "This is not Langfuse: it is a local stand-in, for one person on one machine."
+ABOUT = "This is not Langfuse: it is a local stand-in for one person on one machine."
 
 
 def main() -> int:
-    """Serve until Ctrl-C or SIGTERM; 2 and one line on stderr if that is not possible."""
-    load_dotenv(TOP / ".env")  # the lessons read it, too, and print links to the port in it
+    """Serve until Ctrl-C or SIGTERM; if that fails, write one line to stderr and return 2."""
+    load_dotenv(TOP / ".env")  # the lessons read it too, and print links to its port
     options = argparse.ArgumentParser(prog="python -m local_langfuse", description=ABOUT)
     port = os.environ.get("LOCAL_LANGFUSE_PORT") or DEFAULT_PORT
-    options.add_argument("--port", default=port, help="where to listen (default: %(default)s)")
+    options.add_argument("--port", default=port, help="the port (default: %(default)s)")
     db = default_db()
     options.add_argument("--db", type=Path, default=db, help="the file (default: %(default)s)")
     given = options.parse_args()
@@ -42,7 +42,7 @@ def main() -> int:
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535):
         raise CannotStart(
-            f"port {text!r} is not a number from 0 (a free one) to 65535: "
+            f"port {text!r} is not a number from 0 (any free port) to 65535: "
             "correct --port or LOCAL_LANGFUSE_PORT"
         )
     return int(text)
@@ -52,8 +52,8 @@ def _serve(port: int, db: Path) -> int:
     if port and (there := running(port)):
         if not there.lasts:
             raise CannotStart(
-                f"a program that serves {there.file} until it ends has port {port}: wait for it, "
-                "or choose another port with --port"
+                f"port {port} is taken by a program that serves {there.file} until it ends: "
+                "wait for it, or choose another port with --port"
             )
         if there.file != str(db.resolve()):
             raise CannotStart(
@@ -68,14 +68,14 @@ def _serve(port: int, db: Path) -> int:
     served = start(db, port)
     sys.stdout.write(
         f"{ABOUT}\n"
-        f"Listening on {served.base_url}   (Ctrl-C ends it)\n"
+        f"Listening on {served.base_url}   (Ctrl-C stops it)\n"
         "The lessons find it by themselves. To point another program at it:\n"
         f"  export LANGFUSE_BASE_URL={served.base_url}\n"
         f"  export LANGFUSE_PUBLIC_KEY={PUBLIC_KEY} LANGFUSE_SECRET_KEY={SECRET_KEY}\n"
         f"Data: {db}, {served.stored} observations\n"
     )
     sys.stdout.flush()
-    while not asked_to_end.wait(0.5):  # Windows does not interrupt a wait without end
+    while not asked_to_end.wait(0.5):  # Windows cannot interrupt a wait without a timeout
         pass
     served.stop()
     return 0

@@ -1,4 +1,4 @@
-"""Aggregates that SQLite lacks, as ClickHouse computes them under Langfuse."""
+"""Aggregates that SQLite lacks, computed as Langfuse's ClickHouse does."""
 
 import math
 from collections import Counter
@@ -10,20 +10,20 @@ GRID = 400
 
 
 class Quantile:
-    """`quantile(value, p)`: the p-quantile, from 0 to 1, interpolated between neighbours."""
+    """`quantile(value, p)`: the p-quantile, p from 0 to 1, interpolated between neighbours."""
 
     def __init__(self) -> None:
         self._values: list[float] = []
         self._p = 0.0
 
     def step(self, value: float | None, p: float) -> None:
-        """Take one value; NULL is left out."""
+        """Take one value; skip NULL."""
         if value is not None:
             self._values.append(value)
             self._p = p
 
     def finalize(self) -> float | None:
-        """Return the quantile, or NULL where there was no value."""
+        """Return the quantile, or NULL if there was no value."""
         if not self._values:
             return None
         self._values.sort()
@@ -41,20 +41,20 @@ class Histogram:
         self._bins = 1
 
     def step(self, value: float | None, bins: int) -> None:
-        """Take one value; NULL is left out."""
+        """Take one value; skip NULL."""
         if value is not None:
             self._counts[value] += 1
             self._bins = bins
 
     def finalize(self) -> str:
-        """Return the bins, adapted to the values: they touch, and are narrow where many lie."""
+        """Return bins without gaps, narrower where there are more values."""
         if not self._counts:
             return "[]"
         points = _merged(_points(self._counts), self._bins)
         middles = [a / 2 + b / 2 for (a, _), (b, _) in pairwise(points)]
         bounds = [min(self._counts), *middles, max(self._counts)]
         sizes = [points[0][1], *(size for _, size in points), points[-1][1]]
-        # Between two points the height changes evenly, so each bin has a little of the next.
+        # Between two points the height changes evenly, so each bin takes a little of the next.
         heights = [
             (a + 6 * b + c) / 8 for a, b, c in zip(sizes, sizes[1:], sizes[2:], strict=False)
         ]
@@ -62,7 +62,7 @@ class Histogram:
 
 
 def _points(counts: Counter[float]) -> list[tuple[float, float]]:
-    """Return values and counts in order; of very many values, the nearest points of a grid."""
+    """Return values and counts in order; if there are very many, round them to a grid."""
     low, step = min(counts), max(counts) / GRID - min(counts) / GRID
     if len(counts) > GRID:
         on_grid: Counter[float] = Counter()
@@ -73,7 +73,7 @@ def _points(counts: Counter[float]) -> list[tuple[float, float]]:
 
 
 def _merged(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """Merge the nearest two points, values with their counts, until at most `most` are left."""
+    """Merge the two nearest points, and add their counts, until at most `most` are left."""
     while len(points) > most:
         gaps = [b - a for (a, _), (b, _) in pairwise(points)]
         at = gaps.index(min(gaps))

@@ -32,10 +32,10 @@ ITEM_FILTERS = pairs(
 
 
 def create_dataset(store: Store, body: Any) -> Row:
-    """Store a dataset, or update the one of this name, and return it as the API shows it."""
+    """Store a dataset, or update the one with this name, and return it as the API shows it."""
     given = as_object(body)
     if given.get("inputSchema") or given.get("expectedOutputSchema"):
-        raise Refused("the local stand-in does not check items against a schema: leave it out")
+        raise Refused("the local stand-in does not check items against a schema: remove it")
     row = {
         "id": str(uuid.uuid4()),
         "name": _short(given, "name"),
@@ -86,7 +86,7 @@ def _dataset(row: sqlite3.Row) -> Row:
 
 
 def put_item(store: Store, body: Any) -> Row:
-    """Store an item, or update the one of this id: a field that is not given stays as it is."""
+    """Store an item, or update the one with this id; fields that are not given do not change."""
     given = as_object(body)
     if given.get("status") not in (None, *STATUS):
         raise Refused(f"status must be one of {', '.join(STATUS)}")
@@ -101,7 +101,7 @@ def put_item(store: Store, body: Any) -> Row:
     with store.writing():
         stored = store.rows("SELECT dataset_id FROM dataset_items WHERE id = ?", (row["id"],))
         if stored and stored[0]["dataset_id"] != row["dataset_id"]:
-            raise Refused(f"the item {row['id']} is in another dataset already", 404)
+            raise Refused(f"the item {row['id']} is already in another dataset", 404)
         optional = [column for column in row if column not in ("id", "dataset_id")]
         store.upsert("dataset_items", [row], ("id",), optional=optional)
     return item(store, row["id"])
@@ -129,7 +129,7 @@ def _item(row: sqlite3.Row) -> Row:
 
 
 def items(store: Store, query: Query) -> Row:
-    """Return a page of items, newest first, archived ones included."""
+    """Return a page of items, newest first, including archived ones."""
     if query.text("version") is not None:
         raise Refused("the local stand-in keeps only the newest version of an item")
     if query.text("datasetName") is not None:

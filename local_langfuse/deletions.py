@@ -1,4 +1,4 @@
-"""Deletions: of scores, and of traces with all that belongs to them. They are done at once."""
+"""Delete scores, and traces with everything in them. It happens at once."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ MAX_TRACES = 1000
 
 
 def delete_score(store: Store, score_id: str, _: Query) -> Row:
-    """Delete one score; one that is not there is no error, as in Langfuse."""
+    """Delete one score; as in Langfuse, it is no error if it does not exist."""
     store.delete("scores", "id", [score_id])
     return {"message": "Score deletion queued successfully"}
 
@@ -24,7 +24,7 @@ def delete_traces(store: Store, body: Any) -> Row:
     """Delete the observations and the scores of several traces."""
     ids = texts(as_object(body).get("traceIds"), "traceIds")
     if not 1 <= len(ids) <= MAX_TRACES:
-        raise Refused(f"traceIds must be a list of 1 to {MAX_TRACES} texts")
+        raise Refused(f"traceIds must be a list of 1 to {MAX_TRACES} strings")
     with store.writing():
         for table in ("observations", "scores"):
             store.delete(table, "trace_id", ids)

@@ -1,15 +1,15 @@
-"""Where a real Langfuse counts otherwise than genai-prices, as measured on Langfuse 4.16."""
+"""Where a real Langfuse differs from genai-prices, as measured on Langfuse 4.16."""
 
 import re
 
-# Langfuse knows a model with these in front of its name, and no other host's spelling.
+# Langfuse knows a model name with one of these prefixes, but not as other hosts spell it.
 _IN_FRONT = re.compile(r"^(openai|anthropic|google|googleai)/")
 _ON_BEDROCK = re.compile(r"^(?:[a-z-]+\.)?anthropic\.(claude-.+?)(?:-v\d+(?::\d+)?)?$")
-# A fine-tuned model has no list price there, and who serves an open one sets its own.
+# Langfuse has no list price for a fine-tuned model; for an open one, each host sets its own.
 _UNPRICED = re.compile(r"^ft:|\.ft-|^gpt-oss")
-# Only these have a price for the tokens of their reasoning: that of their output.
+# Only these have a price for reasoning tokens, and it is the price of output.
 _REASONS = re.compile(r"^(o\d|gpt-([5-9]|\d\d)|gemini-(2\.5|[3-9]))")
-# One price however long the prompt is.
+# The price is the same however long the prompt is.
 _FLAT = frozenset({"claude-sonnet-4-5"})
 
 
@@ -24,15 +24,15 @@ def plain_name(model: str) -> str:
 
 
 def reasons(model: str) -> bool:
-    """Tell whether the tokens of the model's reasoning have a price."""
+    """Tell whether the model's reasoning tokens have a price."""
     return _REASONS.match(model) is not None
 
 
 def is_flat(model: str) -> bool:
-    """Tell whether the model has one price, where genai-prices has more for long prompts."""
+    """Tell whether long prompts cost no more here, although they do in genai-prices."""
     return model in _FLAT
 
 
 def has_one_price(model: str) -> bool:
-    """Tell whether all tokens of a call have one price, kept under `total`."""
+    """Tell whether all tokens of a call have the same price, stored as `total`."""
     return model.startswith("text-embedding-")

@@ -41,7 +41,7 @@ def _experiment(row: sqlite3.Row) -> Row:
     return {
         "id": row["id"],
         "name": row["name"],
-        "description": "",  # as recorded: Langfuse shows it with the items only
+        "description": "",  # as in Langfuse, which shows it only with the items
         "startTime": iso(row["start_us"], "milliseconds"),
         "endTime": iso(row["end_us"], "milliseconds"),
         "itemCount": row["items"],
@@ -78,7 +78,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "experimentMetadata": pairs(
         "experimentMetadata=experiment_metadata experimentDescription=description"
     ),
-    "scores": {},  # of another table
+    "scores": {},  # from another table
 }
 
 
@@ -103,7 +103,7 @@ def _dict(text: Any) -> Row:
 def _groups(query: Query, default: str, known: tuple[str, ...]) -> list[str]:
     groups = query.words("fields") or default.split(",")
     if not set(groups) <= set(known):
-        raise Refused(f"fields must be out of {', '.join(known)}")
+        raise Refused(f"fields must be among {', '.join(known)}")
     return groups
 
 

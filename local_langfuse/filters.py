@@ -1,6 +1,6 @@
 """Structured filters: from a request's conditions to a WHERE clause with bound parameters.
 
-What is pasted into SQL comes from the tables below only; every value is bound.
+Only text from the tables below is pasted into the SQL; every value is bound.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ MAX_OPTIONS = 1000
 
 @dataclass(frozen=True)
 class Column:
-    """A name that a filter may use: its SQL, and the kind of value it has."""
+    """What a filter may look at: its SQL, and the kind of value it has."""
 
     sql: str
     kind: str = "text"
@@ -72,12 +72,12 @@ LIST = {
 COMPARE = {operator: f"{{0}} {operator} ?" for operator in ("=", ">", "<", ">=", "<=")}
 NULL = {"is null": "{0} IS NULL", "is not null": "{0} IS NOT NULL"}
 BOOLEAN = {operator: f"{{0}} {operator} ?" for operator in ("=", "<>")}
-# A value of an object is compared as its text; json_each has 1 and 0 for true and false.
+# Values in an object are compared as text; json_each gives 1 and 0 for true and false.
 AS_TEXT = "CASE entry.type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE entry.value END"
 AS_NUMBER = "CASE WHEN entry.type IN ('integer', 'real') THEN entry.value END"
 ENTRY = "EXISTS (SELECT 1 FROM json_each({0}) AS entry WHERE entry.key = ?{1})"
 
-# Filter type: the kinds of columns it fits, and its operators.
+# For each filter type: the kinds of columns it fits, and its operators.
 TYPES: Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
     "string": (("text",), {**TEXT, **MATCHES}),
     "stringOptions": (("text",), OPTIONS),
@@ -94,20 +94,20 @@ PRESENCE = {"is set": True, "is not set": False}
 
 
 def conditions(*plain: tuple[str, str, str, Any]) -> list[Condition]:
-    """Return type, column, operator and value as conditions; a value of None is left out."""
+    """Turn type, column, operator and value into conditions; skip those whose value is None."""
     names = ("type", "column", "operator", "value")
     return [dict(zip(names, one, strict=True)) for one in plain if one[3] is not None]
 
 
 def read_filter(text: str | None) -> list[Condition]:
-    """Return the conditions of the query parameter `filter`; none where it is absent."""
+    """Return the conditions in the query parameter `filter`; none if it is absent."""
     if not text:
         return []
     return checked(check(parse(text, "filter parameter")))
 
 
 def checked(given: Any) -> list[Condition]:
-    """Return conditions as they came; `Refused` if they are not a list of JSON objects."""
+    """Return the conditions unchanged; raise `Refused` unless they are a list of JSON objects."""
     if not isinstance(given, list) or len(given) > MAX_CONDITIONS:
         raise Refused(f"filter must be a JSON list of at most {MAX_CONDITIONS} conditions")
     if not all(isinstance(condition, dict) for condition in given):
@@ -117,10 +117,10 @@ def checked(given: Any) -> list[Condition]:
 
 
 def _refuse_slow_text_search(given: Sequence[Condition]) -> None:
-    # As Langfuse does; it has an index for these two operators only.
+    # As Langfuse does: it has an index only for these two operators.
     searched = [c.get("operator") for c in given if c.get("column") in ("input", "output")]
     if any(o in [*TEXT] for o in searched) and not any(o in ("=", "matches") for o in searched):
-        raise Refused("a filter on input or output needs one with the operator = or matches")
+        raise Refused("a filter on input or output also needs one with the operator = or matches")
 
 
 def where(given: Sequence[Condition], columns: Mapping[str, Column]) -> tuple[list[str], list[Any]]:
@@ -163,7 +163,7 @@ def _object_clause(
         return (present if PRESENCE[operator] else f"NOT {present}"), [key]
     template = _choice(condition, "operator", operators)
     value = _value(condition.get("value"), str(kind))
-    if operator in ("does not contain", "none of"):  # true also where the key is absent
+    if operator in ("does not contain", "none of"):  # also true if the key is absent
         positive = operators["contains" if operator == "does not contain" else "any of"]
         return f"NOT {ENTRY.format(column.sql, f' AND {positive.format(AS_TEXT)}')}", [key, value]
     expression = template.format(AS_NUMBER if kind == "numberObject" else AS_TEXT)
@@ -181,7 +181,7 @@ def _value(value: Any, kind: str) -> Any:
     if kind in ("stringOptions", "arrayOptions", "categoryOptions"):
         texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not texts or len(value) > MAX_OPTIONS:
-            raise Refused(f"filter: value must be a list of at most {MAX_OPTIONS} texts")
+            raise Refused(f"filter: value must be a list of at most {MAX_OPTIONS} strings")
         return to_json(value)
     if kind == "datetime":
         return microseconds(value, "filter: value") // 1000

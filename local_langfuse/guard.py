@@ -1,4 +1,4 @@
-"""What every request must pass before it reaches a route: who asks, and how much is sent."""
+"""The checks before a request reaches a route: who is asking, and how much is sent."""
 
 import base64
 import hmac
@@ -32,9 +32,9 @@ class Json(Response):
 
 
 class Loopback:
-    """Lets through who may ask: this machine, and not another site's page.
+    """Lets requests from this machine through, but not those of another site's page.
 
-    What is refused is answered with `refusal(status, message)`.
+    A refused request is answered with `refusal(status, message)`.
     """
 
     def __init__(self, app: ASGIApp, refusal: Callable[[int, str], Response]) -> None:
@@ -42,25 +42,25 @@ class Loopback:
         self._answer = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request that may not pass; hand on the others."""
+        """Refuse a request that may not pass; hand on the others."""
         refusal = self.refusal(Headers(scope=scope), scope["path"], scope["method"])
         await (refusal or self._app)(scope, receive, send)
 
     def refusal(self, headers: Headers, path: str, method: str) -> Response | None:  # noqa: ARG002
-        """Return the answer to a request that may not pass, None for one that may."""
+        """Return the answer to a request that may not pass, or None if it may."""
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not LOOPBACK.fullmatch(hosts[0]):
-            # A foreign name that leads here is how a web page gets around the check below.
-            return self._answer(421, f"Ask {HOST} or localhost by that name.")
+            # With a host name of its own that leads here, a web page could pass the check below.
+            return self._answer(421, f"Use {HOST} or localhost as the host in the address.")
         if any(origin != f"http://{hosts[0]}" for origin in headers.getlist("origin")):
-            return self._answer(403, "Web pages of other origins may not ask this server.")
+            return self._answer(403, "Web pages from other origins may not use this server.")
         return None
 
 
 class Guard(Loopback):
-    """Lets through who may ask; for the API, only with our keys.
+    """Does the same, and lets requests to the API through only with our keys.
 
-    Our own page reads the API without the keys: it brings the `session` of this process.
+    Our own page reads the API without keys: it sends the `session` of this process.
     """
 
     def __init__(self, app: ASGIApp, session: str) -> None:
@@ -68,7 +68,7 @@ class Guard(Loopback):
         self._session = session
 
     def refusal(self, headers: Headers, path: str, method: str) -> Response | None:
-        """Return the answer to a request that may not pass, None for one that may."""
+        """Return the answer to a request that may not pass, or None if it may."""
         if refusal := super().refusal(headers, path, method):
             return refusal
         if path.startswith("/api/") and path != HEALTH:
@@ -79,8 +79,8 @@ class Guard(Loopback):
         return None
 
     def _is_our_page(self, headers: Headers) -> bool:
-        # A cookie goes to every port of a host, and a page of another port counts as the
-        # same site. What the browser says about the origin tells them apart.
+        # A cookie goes to every port of a host, and a page on another port counts as the
+        # same site. The browser's `sec-fetch-site` header tells them apart.
         if headers.get("sec-fetch-site") != "same-origin":
             return False
         given = cookie_parser(headers.get("cookie", "")).get(cookie_name(headers["host"]), "")
@@ -104,14 +104,14 @@ def _unauthorized(authorization: str | None) -> Response | None:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body of a request, unpacked; `Refused` with 413 if it is too large."""
+    """Return the body of a request, unpacked; raise `Refused` with 413 if it is too large."""
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > 2 * MAX_BODY_BYTES:
             break
-        # What is too large is still read for a while: a client that is busy sending does
-        # not see the answer. It is not kept.
+        # Too large, but read on for a while without keeping it: a client that is still
+        # sending would not see the answer.
         if size <= MAX_BODY_BYTES:
             chunks.append(chunk)
     if size > MAX_BODY_BYTES:
@@ -123,16 +123,16 @@ async def read_body(request: Request) -> bytes:
 def _unpacked(packed: bytes, encoding: str) -> bytes:
     if encoding not in ("gzip", "deflate"):
         raise Refused("Content-Encoding must be gzip, deflate or identity", 415)
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32)  # + 32: either of the two headers
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32)  # + 32: accepts either header
     try:
-        # Unpacks one byte more than allowed at most, whatever the body claims to contain.
+        # Unpack at most one byte more than allowed, however large the content is.
         unpacked = unpacker.decompress(packed, MAX_BODY_BYTES + 1)
     except zlib.error as error:
         raise Refused(f"the body is not valid {encoding}: {error}") from None
     if len(unpacked) > MAX_BODY_BYTES:
         raise _too_large()
     if not unpacker.eof or unpacker.unused_data:
-        raise Refused(f"the body is not valid {encoding}: cut off, or something follows it")
+        raise Refused(f"the body is not valid {encoding}: it is cut off, or data follows it")
     return unpacked
 
 
@@ -148,5 +148,5 @@ async def read_json(request: Request) -> Any:
 
 
 def media_type(request: Request) -> str:
-    """Return what the body of a request says it is."""
+    """Return the media type of a request's body."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()

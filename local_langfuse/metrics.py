@@ -1,7 +1,7 @@
 """The Metrics API: from a query to one SQL statement, and from its rows to the answer.
 
-What is pasted into SQL comes from the tables below only; every value is bound. Times are
-milliseconds, costs USD, and an observation of unknown cost counts as 0, as in Langfuse.
+Only text from the tables below is pasted into the SQL; every value is bound. Times are
+in milliseconds and costs in USD. An unknown cost counts as 0, as in Langfuse.
 """
 
 import math
@@ -22,17 +22,17 @@ MAX_BINS, DEFAULT_BINS = 100, 10
 
 @dataclass(frozen=True)
 class Dimension:
-    """Something to group and to filter by."""
+    """Something to group and filter by."""
 
     sql: str
     empty: Any = None  # its value in a time bucket that was filled in
     kind: str = "text"
-    is_many: bool = False  # so many values that only the first few may be asked for
+    is_many: bool = False  # it has many values: you may only ask for the top few
 
 
 @dataclass(frozen=True)
 class View:
-    """What a query may be about."""
+    """What a query can be about."""
 
     source: str
     time: str  # in milliseconds
@@ -85,7 +85,7 @@ OBSERVATIONS = View(
         "inputTokens": "input_tokens",
         "outputTokens": "output_tokens",
         "totalTokens": "total_tokens",
-        # Langfuse divides by the number of whole seconds that began in between.
+        # Like Langfuse, divide by the number of full seconds on the clock in between.
         "outputTokensPerSecond": "output_tokens * 1.0"
         " / nullif(end_us / 1000000 - completion_start_us / 1000000, 0)",
         "tokensPerSecond": "total_tokens * 1.0 / nullif(end_us / 1000000 - start_us / 1000000, 0)",
@@ -98,12 +98,12 @@ OBSERVATIONS = View(
     columns={name: OBSERVATION_COLUMNS[name] for name in ("metadata", "startTime", "endTime")},
 )
 
-# Without any value these have none (null), and the other measures have 0.
+# Without any values, these measures are null and the others are 0.
 NULLABLE = {
     *("latency", "streamingLatency", "timeToFirstToken", "totalCost", "countScores"),
     *("outputTokensPerSecond", "tokensPerSecond"),
 }
-JOINS = {  # only where a column of theirs is asked for; scores without one are then left out
+JOINS = {  # only if a query asks for their columns; it then leaves out scores without a match
     "t": " JOIN observations AS t ON t.rowid = (SELECT rowid FROM observations WHERE"
     " trace_id = s.trace_id AND is_root ORDER BY start_ms LIMIT 1)",
     "o": " JOIN observations AS o ON o.trace_id = s.trace_id AND o.id = s.observation_id",
@@ -152,7 +152,7 @@ AGGREGATIONS = {
     **{f"p{n}": f"quantile({{}}, {n / 100})" for n in (50, 75, 90, 95, 99)},
     "histogram": "histogram({}, ?)",
 }
-# How a time is shown, what takes it back to the start of its bucket, and the next bucket.
+# How to show a time, how to get from it to the start of its bucket, and to the next bucket.
 GRANULARITIES = {
     "minute": ("%Y-%m-%d %H:%M:00", "'+0 days'", "+1 minute"),
     "hour": ("%Y-%m-%d %H:00:00", "'+0 days'", "+1 hour"),
@@ -160,7 +160,7 @@ GRANULARITIES = {
     "week": ("%Y-%m-%d", "'weekday 0', '-6 days'", "+7 days"),
     "month": ("%Y-%m-01", "'+0 days'", "+1 month"),
 }
-AUTO = {"minute": 2, "hour": 72, "day": 1440, "week": 8760, "month": math.inf}  # below these hours
+AUTO = {"minute": 2, "hour": 72, "day": 1440, "week": 8760, "month": math.inf}  # under this many h
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Output:
 
 
 def metrics(store: Store, query: Query) -> Row:
-    """Answer a query of the Metrics API; its form is in the docstring of `api.metrics`."""
+    """Answer a query of the Metrics API; the docstring of `api.metrics` explains its form."""
     body = as_object(check(parse(query.text("query") or "", "query parameter")), "query")
     view = VIEWS[_choice(body, "view", VIEWS)]
     period = _period(body)
@@ -207,7 +207,7 @@ def _parts(body: Row, key: str, *, is_required: bool = False) -> list[Any]:
     if parts is None and not is_required:
         return []
     if not isinstance(parts, list) or len(parts) > MAX_PARTS:
-        raise Refused(f"{key} must be a list of at most {MAX_PARTS}")
+        raise Refused(f"{key} must be a list of at most {MAX_PARTS} items")
     return parts
 
 
@@ -307,7 +307,7 @@ def _statement(
 
 
 def _order(body: Row, outputs: list[Output]) -> list[str]:
-    """Return the order asked for; without one by time, else by the first metric."""
+    """Return the requested order; by default by time or, without time, by the first metric."""
     numbers = {output.name: i for i, output in enumerate(outputs, start=1)}
     first_metric = outputs[-max(len(body["metrics"]), 1)].name
     usual = {"field": first_metric, "direction": "desc"}
@@ -323,7 +323,7 @@ def _order(body: Row, outputs: list[Output]) -> list[str]:
 def _filled(
     store: Store, rows: list[Row], outputs: list[Output], granularity: str, period: tuple[int, int]
 ) -> list[Row]:
-    """Add a row for each time bucket without one, up to the bucket in which the period ends."""
+    """Add a row for each time bucket without one, up to the bucket where the period ends."""
     form, _, step = GRANULARITIES[granularity]
     first, last = _bucket(granularity, "?1"), _bucket(granularity, "?2")
     buckets = store.rows(

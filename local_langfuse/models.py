@@ -1,4 +1,4 @@
-"""What a model costs here: prices set through the API first, then the list prices."""
+"""What a model costs: the price set through the API, or else the list price."""
 
 import uuid
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
-# Not `re`: a pattern comes from outside, and only this one can be given a time limit.
+# Not `re`: patterns come from outside, and only `regex` can have a time limit.
 import regex  # type: ignore[import-untyped]  # it ships no types
 
 from local_langfuse import prices
@@ -33,7 +33,7 @@ EPOCH = date(1970, 1, 1)
 
 
 class Tariffs:
-    """Finds the price of a model at a time; made anew for each batch."""
+    """Finds the price of a model at a given time; there is a new one for each batch."""
 
     def __init__(self, store: Store) -> None:
         rows = store.rows("SELECT * FROM models ORDER BY start_us DESC, created_us DESC")
@@ -41,7 +41,7 @@ class Tariffs:
         prices.found.cache_clear()  # a pattern that ran out of time gets another chance
 
     def of(self, model: str, start_us: int) -> Tariff | None:
-        """Return the price that holds, or None for a model that has none."""
+        """Return the price that applies, or None for a model that has none."""
         for row, tariff in self._own:
             if (row["start_us"] or 0) <= start_us and prices.found(row["match_pattern"], model):
                 return tariff
@@ -51,8 +51,8 @@ class Tariffs:
 def amounts(usage: Any, given: Any, tariff: Tariff | None) -> Row:
     """Return the token and cost columns of an observation.
 
-    `usage` and `given` are usage and cost as they arrived. A cost that was given wins over
-    one computed from usage; without either it is unknown (None), which is not 0.
+    `usage` and `given` are the usage and the cost that were sent. A cost that was sent wins
+    over one computed from usage; without either, the cost is unknown (None), which is not 0.
     """
     buckets = usage_buckets(usage) if isinstance(usage, dict) else {}
     costs = _given(given) if isinstance(given, dict) else {}
@@ -76,7 +76,7 @@ def _given(costs: Mapping[str, Any]) -> dict[str, Decimal]:
         for bucket, cost in costs.items()
         if isinstance(cost, int | float) and not isinstance(cost, bool)
     }
-    # As Langfuse does: beyond these two keys it adds nothing up by itself.
+    # As Langfuse does: it only adds up these two keys by itself.
     if numbers and numbers.keys() <= {"input", "output"}:
         numbers["total"] = sum(numbers.values(), start=Decimal(0))
     return numbers
@@ -88,7 +88,7 @@ def _side(costs: Mapping[str, Decimal], side: str) -> float | None:
 
 
 def page_of_models(store: Store, query: Query) -> Row:
-    """Return a page of the models that have a price, as the API answers it: own ones first."""
+    """Return a page of the models that have a price, as the API shows it: your own first."""
     number, limit = query.count("page", 1, 10**6), query.count("limit", 50, 100)
     own, listed = store.rows("SELECT * FROM models ORDER BY created_us DESC"), prices.list_prices()
     total, first = len(own) + len(listed), (number - 1) * limit
@@ -125,7 +125,7 @@ def _listed(tariff: Tariff) -> Row:
 
 
 def _priced(model_id: str, tiers: tuple[Tier, ...]) -> Row:
-    """Return what the API shows of prices: those of the default tier, and the tiers."""
+    """Return prices as the API shows them: those of the default tier, then all tiers."""
     usual = {bucket: float(price) for bucket, price in tiers[-1].prices.items()}
     shown = [_shown(model_id, number, tier) for number, tier in enumerate((tiers[-1], *tiers[:-1]))]
     return {
@@ -150,7 +150,7 @@ def _shown(model_id: str, number: int, tier: Tier) -> Row:
 
 
 def _tiers(text: str) -> tuple[Tier, ...]:
-    """Return the tiers of a row: a list, or the prices of the only one."""
+    """Return the tiers in a row, which holds a list of them or the prices of the only one."""
     stored = parse(text)
     return tuple(map(_tier, stored if isinstance(stored, list) else [{"prices": stored}]))
 
@@ -162,7 +162,7 @@ def _tier(stored: Row) -> Tier:
 
 
 def _stored(tiers: tuple[Tier, ...]) -> str:
-    if len(tiers) == 1:  # as it was stored before there were tiers
+    if len(tiers) == 1:  # as they were stored before there were tiers
         return to_json({bucket: str(price) for bucket, price in tiers[0].prices.items()})
     rows = [
         {
@@ -176,7 +176,7 @@ def _stored(tiers: tuple[Tier, ...]) -> str:
 
 
 def add_model(store: Store, body: Any) -> Row:
-    """Store the model of a request and return it as the API shows it. Prices: USD per unit."""
+    """Store a model with prices in USD per unit, and return it as the API shows it."""
     row = _model_row(as_object(body, "a model"))
     store.insert("models", [row])
     return _own_model(row)
@@ -211,7 +211,7 @@ def _checked_pattern(pattern: Any, what: str, name: str) -> str:
     if not isinstance(pattern, str) or not pattern:
         raise Refused(f"{what} must be a regular expression")
     try:
-        # A pattern that backtracks without end shows it on a long near miss.
+        # A long text that almost matches reveals a pattern that backtracks endlessly.
         for probe in (name, f"{name[-1] * 200}!", f"{name * 20}!", f"{'a' * 200}!"):
             regex.search(pattern, probe, timeout=MATCH_SECONDS)
     except TimeoutError:
@@ -222,21 +222,21 @@ def _checked_pattern(pattern: Any, what: str, name: str) -> str:
 
 
 def _tiers_of(body: Mapping[str, Any]) -> tuple[Tier, ...]:
-    """Return the tiers of a request in the order in which they are tried, the default one last."""
+    """Return the tiers in a request in the order they are tried, the default one last."""
     asked = {side: body.get(f"{side}Price") for side in SIDES}
     given = {side: price for side, price in asked.items() if price is not None}
     if body.get("pricingTiers") is None:
         if "total" in given and len(given) > 1:
-            raise Refused("totalPrice cannot be given beside inputPrice or outputPrice")
+            raise Refused("totalPrice cannot be given with inputPrice or outputPrice")
         return (Tier(_usd(given)),)
     if given:
-        raise Refused("give pricingTiers, or inputPrice, outputPrice and totalPrice; not both")
+        raise Refused("give either pricingTiers, or inputPrice, outputPrice and totalPrice")
     rows = _objects(body["pricingTiers"], "pricingTiers")
     ordered = sorted(rows, key=lambda row: (row.get("isDefault") is True, _priority(row)))
     tiers = tuple(map(_asked_tier, ordered))
     defaults = [row.get("isDefault") is True for row in ordered]
     if defaults.count(True) != 1 or defaults != [not tier.conditions for tier in tiers]:
-        raise Refused("pricingTiers need one default tier; it has no conditions, the others do")
+        raise Refused("pricingTiers need one default tier, the only one without conditions")
     if any(tier.prices.keys() != tiers[-1].prices.keys() for tier in tiers):
         raise Refused("all pricing tiers must have prices for the same usage keys")
     return tiers
@@ -253,7 +253,7 @@ def _asked_tier(row: Row) -> Tier:
 
 
 def _condition(row: Row) -> Condition:
-    if row.get("operator") not in list(OPERATORS):  # a list: it may not be hashable
+    if row.get("operator") not in list(OPERATORS):  # a list: the value may not be hashable
         raise Refused(f"operator must be one of {', '.join(OPERATORS)}")
     if not _is_number(row.get("value")):
         raise Refused("value must be a number")
@@ -270,13 +270,13 @@ def _objects(rows: Any, what: str) -> list[Row]:
 def _priority(row: Row) -> float:
     priority: Any = row.get("priority")
     if not _is_number(priority):
-        raise Refused("a pricing tier needs a priority, a number")
+        raise Refused("a pricing tier needs a priority, which is a number")
     return float(priority)
 
 
 def _usd(given: Mapping[str, Any]) -> dict[str, Decimal]:
     if not given or not all(_is_number(price) and 0 <= price < 1e9 for price in given.values()):
-        raise Refused("a model needs at least one price; each is a number of USD, 0 or more")
+        raise Refused("a model needs at least one price; each is an amount in USD, 0 or more")
     return {bucket: Decimal(str(price)) for bucket, price in given.items()}
 
 

@@ -1,7 +1,7 @@
 """From OpenTelemetry's wire format to rows of the table `observations`.
 
 A span carries what the SDK knows as attributes named `langfuse.…`; other libraries' spans
-carry `gen_ai.…`. A span that cannot be stored is reported, and the rest of its batch kept.
+carry `gen_ai.…`. A span that cannot be stored is reported; the rest of its batch is kept.
 """
 
 import base64
@@ -29,7 +29,7 @@ TYPES = (
     *("SPAN", "GENERATION", "EVENT", "AGENT", "TOOL", "CHAIN"),
     *("RETRIEVER", "EVALUATOR", "EMBEDDING", "GUARDRAIL"),
 )
-OPERATIONS = {  # `gen_ai.operation.name` of other libraries' spans
+OPERATIONS = {  # `gen_ai.operation.name` in other libraries' spans
     "chat": "GENERATION",
     "text_completion": "GENERATION",
     "generate_content": "GENERATION",
@@ -40,14 +40,14 @@ OPERATIONS = {  # `gen_ai.operation.name` of other libraries' spans
 }
 INPUT = (f"{OBSERVATION}input", "gen_ai.input.messages", "gen_ai.prompt")
 OUTPUT = (f"{OBSERVATION}output", "gen_ai.output.messages", "gen_ai.completion")
-ELSEWHERE = {"user.id", "session.id", *INPUT, *OUTPUT}  # has a column of its own
+ELSEWHERE = {"user.id", "session.id", *INPUT, *OUTPUT}  # these have columns of their own
 
 Attributes = dict[str, Any]
 Parts = tuple[Span, Attributes, Attributes]  # a span, its scope, its resource
 
 
 def read_spans(body: bytes, tariffs: Tariffs, *, is_json: bool) -> tuple[list[Row], list[str]]:
-    """Return the rows of an OTLP request, and the reason for each span that has none."""
+    """Return the rows of an OTLP request, and the reason for each span that was refused."""
     rows, reasons = [], []
     for make in _from_json(body) if is_json else _from_protobuf(body):
         try:
@@ -71,7 +71,7 @@ def _from_protobuf(body: bytes) -> Iterator[Callable[[], Parts]]:
 
 
 def _from_json(body: bytes) -> Iterator[Callable[[], Parts]]:
-    # Span by span, so that one that is wrong does not take the others with it.
+    # One span at a time, so that a bad one does not take the others with it.
     for group in _list_in(parse(body), "resourceSpans"):
         for scoped in _list_in(group, "scopeSpans"):
             for span in _list_in(scoped, "spans"):
@@ -93,12 +93,12 @@ def _parts_of_json(span: Any, scope: Any, resource: Any) -> Parts:
 def _list_in(value: Any, key: str) -> list[Any]:
     found = value.get(key) or [] if isinstance(value, dict) else None
     if not isinstance(found, list):
-        raise Refused(f"an OTLP request needs a list {key}")
+        raise Refused(f"an OTLP request needs a list called {key}")
     return found
 
 
 def _message(value: Any, empty: Any) -> Any:
-    if not isinstance(value, dict):  # a text would be read as a list of unknown fields
+    if not isinstance(value, dict):  # a string would be read as a list of unknown fields
         raise Refused("span, scope and resource must be JSON objects")
     try:
         return json_format.ParseDict(check(value), empty, ignore_unknown_fields=True)
@@ -107,14 +107,14 @@ def _message(value: Any, empty: Any) -> Any:
 
 
 def _with_bytes(span: Any) -> Any:
-    # OTLP's JSON writes ids as hex, where protobuf's own JSON would have base64.
+    # OTLP's JSON writes ids as hex, while protobuf's own JSON uses base64.
     if not isinstance(span, dict):
         return span
     ids = {key: span[key] for key in ("traceId", "spanId", "parentSpanId") if span.get(key)}
     try:
         hexed = {k: base64.b64encode(bytes.fromhex(v)).decode() for k, v in ids.items()}
     except (TypeError, ValueError):
-        raise Refused("ids of traces and spans must be hex texts") from None
+        raise Refused("ids of traces and spans must be hex strings") from None
     return {**{k: v for k, v in span.items() if k != "links"}, **hexed}
 
 
@@ -158,12 +158,12 @@ def _row(span: Span, scope: Attributes, resource: Attributes, tariffs: Tariffs) 
         **_experiment(own),
     }
     if not storable(list(row.values())):
-        raise Refused("a number does not fit 64 bits")
+        raise Refused("a number does not fit into 64 bits")
     return row
 
 
 def _place(span: Span, own: Attributes) -> Row:
-    # A zero id is OpenTelemetry's "no id"; the columns tell the span's place in the tree.
+    # In OpenTelemetry, an id of zeros means "no id".
     if len(span.trace_id) != 16 or not any(span.trace_id):
         raise Refused("a trace id must be 16 bytes, not all zero")
     if len(span.span_id) != 8 or not any(span.span_id):
@@ -208,7 +208,7 @@ def _generation(span: Span, own: Attributes, tariffs: Tariffs) -> Row:
     model = _text(own, f"{OBSERVATION}model.name", "gen_ai.response.model", "gen_ai.request.model")
     tariff = tariffs.of(model, start_us) if model else None
     usage = decoded(own.get(f"{OBSERVATION}usage_details")) or _foreign_usage(own)
-    # A propagated prompt is on every span, and belongs to the generations among them.
+    # A propagated prompt is on every span, but only generations have a prompt.
     prompted = own if _type(own) == "GENERATION" else {}
     version = decoded(prompted.get(f"{OBSERVATION}prompt.version"))
     parameters = decoded(own.get(f"{OBSERVATION}model.parameters"))
@@ -237,7 +237,7 @@ def _experiment(own: Attributes) -> Row:
 
 
 def _text(attributes: Attributes, *keys: str) -> str:
-    """Return the first of the attributes that is there, as a text, else ""."""
+    """Return the first of these attributes that is set, as text, or "" if none is."""
     found = next((attributes[key] for key in keys if attributes.get(key) is not None), "")
     return found if isinstance(found, str) else to_json(found)
 
@@ -256,7 +256,7 @@ def _tags(value: Any) -> list[str]:
 
 def _metadata(own: Attributes, scope: Attributes, resource: Attributes) -> Attributes:
     found: Attributes = {}
-    for prefix in METADATA:  # the observation's own wins over its trace's
+    for prefix in METADATA:  # the observation's own metadata wins over its trace's
         whole = decoded(own.get(prefix))
         if whole is not None:
             found |= _flat(whole if isinstance(whole, dict) else {"metadata": whole})

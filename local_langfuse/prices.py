@@ -1,4 +1,4 @@
-"""List prices: those of genai-prices, as prices per token of each usage bucket."""
+"""List prices from genai-prices, as prices per token for each usage bucket."""
 
 import operator
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 MATCH_SECONDS = 0.05
 MILLION = Decimal(1_000_000)
 LONGEST_NAME = 200
-# Whose names have one price wherever they are called. A name that many hosts serve has none.
+# The providers whose models cost the same everywhere. What many hosts serve has no list price.
 PROVIDERS = {"claude": "anthropic", "gemini": "google"}  # anything else: OpenAI's
 EPHEMERAL = "cache_creation.ephemeral_{}_input_tokens"
-# What each price of genai-prices is the price of; of two for one bucket the later counts.
+# The buckets that each price in genai-prices is for. If two are for one bucket, the later wins.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "input_mtok": ("input", "input_tokens", "input_text_tokens"),
     "output_mtok": ("output", "output_tokens", "output_text_tokens"),
@@ -51,7 +51,7 @@ OPERATORS = {
 
 @dataclass(frozen=True)
 class Condition:
-    """When a tier holds: the tokens in the buckets that a pattern finds, and a limit."""
+    """When a tier applies: a limit for the tokens in the buckets that match a pattern."""
 
     pattern: str
     operator: str
@@ -59,7 +59,7 @@ class Condition:
     case_sensitive: bool = False
 
     def holds(self, usage: Mapping[str, int]) -> bool:
-        """Tell whether the tier with this condition is the one for this usage."""
+        """Tell whether this usage meets the condition."""
         counted = (n for bucket, n in usage.items() if self._counts(bucket))
         return bool(OPERATORS[self.operator](sum(counted), self.value))
 
@@ -69,11 +69,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class Tier:
-    """Prices in USD per token by usage bucket, and when they hold."""
+    """Prices in USD per token by usage bucket, and when they apply."""
 
     prices: Mapping[str, Decimal]
     name: str = "Standard"
-    conditions: tuple[Condition, ...] = ()  # all of them; none: the tier for all the rest
+    conditions: tuple[Condition, ...] = ()  # all must hold; the default tier has none
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class Tariff:
     """The price of a model."""
 
     id: str
-    tiers: tuple[Tier, ...]  # in the order in which they are tried; the last has no condition
+    tiers: tuple[Tier, ...]  # in the order they are tried; the last has no condition
 
     def costs(self, usage: Mapping[str, int]) -> dict[str, Decimal]:
-        """Return what each bucket with a price costs, and `total`; nothing where none has one."""
+        """Return the cost of each bucket that has a price, and `total`; empty if none has one."""
         tier = next(t for t in self.tiers if all(c.holds(usage) for c in t.conditions))
         costs = {k: count * tier.prices[k] for k, count in usage.items() if k in tier.prices}
         if costs:
@@ -94,7 +94,7 @@ class Tariff:
 
 @lru_cache(maxsize=4096)
 def found(pattern: str, text: str, *, ignore_case: bool = False) -> bool:
-    """Tell whether the pattern is found in the text in time; forgotten at the next batch."""
+    """Tell whether the pattern is found in the text in time; the next batch tries again."""
     flags = regex.IGNORECASE if ignore_case else 0
     try:
         return regex.search(pattern, text, flags, timeout=MATCH_SECONDS) is not None
@@ -117,7 +117,7 @@ def _list_price(model: str, day: date) -> Tariff | None:
 
 
 def list_prices() -> tuple[Tariff, ...]:
-    """Return the list prices of today."""
+    """Return today's list prices."""
     return _list_prices(datetime.now(UTC).date())
 
 
@@ -130,7 +130,7 @@ def _list_prices(day: date) -> tuple[Tariff, ...]:
 
 
 def list_time_us() -> int:
-    """Return since when this machine has had these list prices, in microseconds since 1970."""
+    """Return when this machine got these list prices, in microseconds since 1970."""
     import genai_prices  # noqa: PLC0415
 
     return Path(genai_prices.__file__).stat().st_mtime_ns // 1000
@@ -170,7 +170,7 @@ def _by_bucket(model: str, given: Mapping[str, Any], above: int) -> dict[str, De
 
 
 def _rate(price: Any, above: int) -> Decimal:
-    """Return a price of genai-prices, which is one number or a base with steps, in USD."""
+    """Return a price from genai-prices in USD; there it is one number, or a base with steps."""
     if isinstance(price, Decimal):
         return price
     reached = [tier.price for tier in price.tiers if tier.start <= above]

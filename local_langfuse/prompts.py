@@ -40,7 +40,7 @@ SET_LABEL = """INSERT INTO prompt_labels VALUES (?, ?, ?)
     ON CONFLICT DO UPDATE SET version = excluded.version"""
 SET_LATEST = """INSERT INTO prompt_labels SELECT name, 'latest', max(version) FROM prompts
     WHERE name = ? GROUP BY name ON CONFLICT DO UPDATE SET version = excluded.version"""
-# The row of the highest version stands for the prompt: that is what SQLite gives with max().
+# The highest version stands for the prompt: with max(), SQLite takes all columns from its row.
 LIST = """SELECT name, type, tags, config, max(version), last_us,
     json_group_array(version) AS versions, json_group_array(json(labels)) AS labels
     FROM (SELECT *, max(updated_us) OVER (PARTITION BY name) AS last_us
@@ -56,7 +56,7 @@ def create(store: Store, body: Any) -> Row:
         )
         last = versions[0] if versions else None
         if last and last["type"] != row["type"]:
-            raise Refused(f"this prompt is of type {last['type']}: choose another name")
+            raise Refused(f"this prompt has the type {last['type']}: choose another name")
         row["version"] = last["version"] + 1 if last else 1
         row["tags"] = to_json(tags) if tags is not None else last["tags"] if last else "[]"
         store.insert("prompts", [row])
@@ -71,9 +71,9 @@ def create(store: Store, body: Any) -> Row:
 def _checked(body: Row) -> tuple[Row, list[str] | None, list[str]]:
     name, config, tags = text_in(body, "name"), body.get("config"), body.get("tags")
     if REFERENCE in to_json(body.get("prompt")):
-        raise Refused("the local stand-in does not put one prompt into another: write it out")
+        raise Refused("the local stand-in does not insert prompts into others: write it out")
     if name is None or len(name) > MAX_NAME or "|" in name:
-        raise Refused(f"name must be a text of 1 to {MAX_NAME} characters, without |")
+        raise Refused(f"name must be a string of 1 to {MAX_NAME} characters, without |")
     now = now_us()
     row = {
         "id": str(uuid.uuid4()),
@@ -97,8 +97,8 @@ def _type(body: Row) -> str:
     }
     if not isinstance(kind, str) or not fits.get(kind):
         raise Refused(
-            "prompt must be a text, or with type=chat a list of messages with role and content "
-            "and of placeholders with type=placeholder and name"
+            "prompt must be a string or, with type=chat, a list of messages with role and content "
+            "and placeholders with type=placeholder and name"
         )
     return kind
 
@@ -118,7 +118,7 @@ def _labels(value: Any) -> list[str]:
 
 
 def get(store: Store, name: str, query: Query) -> Row:
-    """Return one version: the asked one, or that of the asked label, else of `production`."""
+    """Return one version: by number or label, or else the one labelled `production`."""
     version, label = query.text("version"), query.text("label")
     if version is not None and label is not None:
         raise Refused("give version or label, not both")
@@ -153,11 +153,11 @@ def _answer(row: sqlite3.Row) -> Row:
 
 
 def set_labels(store: Store, name: str, version: str, body: Any) -> Row:
-    """Move labels to a version, which keeps those it has, and return that version."""
+    """Move labels to a version, which keeps its own labels, and return that version."""
     number = whole(version, "version", MAX_VERSION)
     labels = texts(as_object(body).get("newLabels"), "newLabels")
     if "latest" in labels:
-        raise Refused("the label latest moves by itself, with each new version")
+        raise Refused("the label latest moves by itself to each new version")
     with store.writing():
         _version(store, name, number)
         for label in _labels(labels):
@@ -188,7 +188,7 @@ def delete(store: Store, name: str, query: Query) -> None:
 
 
 def prompts(store: Store, query: Query) -> Row:
-    """Return a page of prompts: of those versions that match, name by name."""
+    """Return a page of the prompts that have matching versions, by name."""
     sql, values = where(_conditions(query), COLUMNS)
     found, meta = page_of(store, LIST.format(" AND ".join(sql) or "true"), values, query, 10)
     data = [

@@ -1,4 +1,4 @@
-"""Reads: observations and scores, a page at a time, newest first."""
+"""Read observations and scores, a page at a time, newest first."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -40,9 +40,9 @@ METADATA_CHARACTERS = 200
 
 
 def observations(store: Store, query: Query) -> Row:
-    """Return a page of observations as the API answers it."""
+    """Return a page of observations as the API shows it."""
     if query.flag("parseIoAsJson"):
-        raise Refused("parseIoAsJson is gone: input and output are texts")
+        raise Refused("parseIoAsJson is gone: input and output are strings")
     groups = _groups(query.words("fields"))
     asked = where(_conditions(query), OBSERVATION_COLUMNS)
     names = {name: column for group in groups for name, column in GROUPS[group].items()}
@@ -64,8 +64,8 @@ def newest_first(
 ) -> tuple[list[sqlite3.Row], Row]:
     """Return a page of at most `most` rows, and its `meta` with the cursor of the next page.
 
-    `keys` are the columns that order the rows: a time and ids, newest first. They, `source`
-    and `columns` are out of our own code, `asked` is what `filters.where` returns.
+    `keys` are the columns to sort by: a time and ids, newest first. They, `source` and
+    `columns` come from our own code only; `asked` is what `filters.where` returns.
     """
     limit = query.count("limit", 50, most)
     sql, values = asked
@@ -105,7 +105,7 @@ def _conditions(query: Query) -> list[Condition]:
 
 
 def _simple(query: Query) -> list[Condition]:
-    """Return the plain query parameters in the form of a structured filter."""
+    """Return the plain query parameters as a structured filter."""
     plain = ("traceId", "name", "userId", "sessionId", "type", "level", "version")
     parent = query.text("parentObservationId")
     kind, operator = ("null", "is null") if parent == "" else ("string", "=")
@@ -123,9 +123,9 @@ def _observation(row: sqlite3.Row, names: Mapping[str, str], whole: Sequence[str
     answer = {name: _answer(column, row[column]) for name, column in names.items()}
     answer["projectId"] = PROJECT
     if "totalCost" in answer:
-        answer["totalCost"] = answer["totalCost"] or 0  # unknown: then costDetails is empty
+        answer["totalCost"] = answer["totalCost"] or 0  # if unknown, costDetails is empty
     if "timeToFirstToken" in answer:
-        answer["latency"] = answer["latency"] or None  # beside the metrics, Langfuse has no 0
+        answer["latency"] = answer["latency"] or None  # with metrics, Langfuse has no 0
     if "metadata" in answer:
         answer["metadata"] = {k: _shortened(k, v, whole) for k, v in answer["metadata"].items()}
     return answer
@@ -149,7 +149,7 @@ def _shortened(key: str, value: Any, whole: Sequence[str]) -> Any:
 
 
 def scores(store: Store, query: Query) -> Row:
-    """Return a page of scores as the API answers it."""
+    """Return a page of scores as the API shows it."""
     keys = ("timestamp_ms", "id")
     rows, meta = newest_first(store, query, "scores", keys, score_where(query), most=100)
     data = [score_json(row, query.words("fields") or []) for row in rows]

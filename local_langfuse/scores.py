@@ -1,4 +1,4 @@
-"""Scores: from a request to a row, the conditions to find them by, and back."""
+"""Scores: from a request to a row, how to find them, and back."""
 
 import re
 import sqlite3
@@ -34,7 +34,7 @@ OPTIONAL_TEXTS = pairs(
 
 
 def score_row(item: Any) -> Row:
-    """Return the row of a score as it was sent; `Refused` says what is wrong with it."""
+    """Return the row for a score that was sent; `Refused` says what is wrong with it."""
     item = as_object(check(item), "a score")
     data_type, value, string_value = _typed_value(item.get("value"), item.get("dataType"))
     time = item.get("timestamp")
@@ -61,10 +61,10 @@ def _typed_value(value: Any, asked: Any) -> tuple[str, float | None, str | None]
         raise Refused(f"dataType must be one of {', '.join(DATA_TYPES)}")
     if data_type in ("NUMERIC", "BOOLEAN"):
         if not number or (data_type == "BOOLEAN" and value not in (0, 1)):
-            raise Refused(f"value must be a number{' 0 or 1' * (data_type == 'BOOLEAN')}")
+            raise Refused(f"value must be a number{', 0 or 1' * (data_type == 'BOOLEAN')}")
         return data_type, finite(value, "value"), None
     if not isinstance(value, str) or (data_type == "TEXT" and not 1 <= len(value) <= 500):
-        raise Refused(f"value must be a text{' of 1 to 500 characters' * (data_type == 'TEXT')}")
+        raise Refused(f"value must be a string{' of 1 to 500 characters' * (data_type == 'TEXT')}")
     return data_type, None, value
 
 
@@ -78,17 +78,17 @@ def _check_row(row: Row) -> None:
     if not row["name"]:
         raise Refused("a score needs a name")
     if sum(row[key] is not None for key in ("trace_id", "session_id", "experiment_id")) != 1:
-        raise Refused("a score needs one of traceId, sessionId and datasetRunId")
+        raise Refused("a score needs exactly one of traceId, sessionId and datasetRunId")
     if row["observation_id"] and not row["trace_id"]:
         raise Refused("observationId needs traceId")
     if row["source"] not in ("API", "ANNOTATION"):
         raise Refused("source must be API or ANNOTATION")
     if not ENVIRONMENT.fullmatch(row["environment"]):
-        raise Refused("environment must be lowercase letters, digits, - and _, not langfuse…")
+        raise Refused("environment takes a-z, 0-9, - and _, and must not begin with langfuse")
 
 
 def score_json(row: sqlite3.Row, groups: list[str]) -> Row:
-    """Return a stored score as the API answers it, with the field groups asked for."""
+    """Return a stored score as the API shows it, with the requested field groups."""
     answer = {
         "id": row["id"],
         "projectId": PROJECT,
@@ -126,7 +126,7 @@ def _subject(row: sqlite3.Row) -> Row:
     return {"kind": "experiment", "id": row["experiment_id"]}
 
 
-# Query parameters that take a comma-separated list, and the column each looks in.
+# Query parameters that take a comma-separated list, and the column each one searches.
 LISTS = pairs(
     "id=id name=name source=source dataType=data_type environment=environment "
     "configId=config_id queueId=queue_id traceId=trace_id sessionId=session_id "
@@ -137,7 +137,7 @@ WITHIN = "{} IN (SELECT value FROM json_each(?))"
 
 
 def score_where(query: Query) -> tuple[list[str], list[Any]]:
-    """Return the conditions of a request for scores, and the values to bind."""
+    """Return the conditions in a request for scores, and the values to bind."""
     lists = {name: query.words(name) for name in LISTS}
     _check_parameters(query, lists)
     sql, values = [], []
@@ -169,13 +169,13 @@ def _milliseconds(query: Query, name: str) -> int:
 def _check_parameters(query: Query, lists: Mapping[str, list[str] | None]) -> None:
     unknown = [group for group in query.words("fields") or [] if group not in GROUPS]
     if unknown:
-        raise Refused(f"fields must be out of {', '.join(GROUPS)}")
+        raise Refused(f"fields must be among {', '.join(GROUPS)}")
     if any(word.upper() not in DATA_TYPES for word in lists["dataType"] or []):
-        raise Refused(f"dataType must be out of {', '.join(DATA_TYPES)}")
+        raise Refused(f"dataType must be among {', '.join(DATA_TYPES)}")
     if lists["observationId"] is not None and lists["traceId"] is None:
         raise Refused("observationId needs traceId")
     if sum(lists[name] is not None for name in ("traceId", "sessionId", "experimentId")) > 1:
-        raise Refused("traceId, sessionId and experimentId exclude each other")
+        raise Refused("give only one of traceId, sessionId and experimentId")
     bounded = any(query.text(name) is not None for name in ("valueMin", "valueMax"))
     if bounded and _single(lists["dataType"]) != "NUMERIC":
         raise Refused("valueMin and valueMax need dataType=NUMERIC")
@@ -195,4 +195,4 @@ def _values(data_types: list[str] | None, words: list[str]) -> tuple[str, list[A
         return "value", [float(word == "true") for word in words]
     if kind == "CATEGORICAL":
         return "string_value", words
-    raise Refused("value needs one dataType out of NUMERIC, BOOLEAN and CATEGORICAL")
+    raise Refused("value needs one dataType: NUMERIC, BOOLEAN or CATEGORICAL")

@@ -1,4 +1,4 @@
-"""The routes. Requests are handled on the event loop alone, SQLite included: see `serving`."""
+"""The routes. Requests, SQLite included, are handled only on the event loop: see `serving`."""
 
 import secrets
 import sqlite3
@@ -57,7 +57,7 @@ NOT_HERE = (
     "Langfuse."
 )
 API = "/api/public"
-# The page: these files and no other, read once. Which view is shown, app.js decides by the address.
+# The page: only these files, read once. From the address, app.js decides which view to show.
 PAGE = Path(__file__).parent / "page"
 INDEX = "index.html"
 SCRIPTS = ("api", "app", "base", "chart", "dashboard", "library", "people", "trace", "traces")
@@ -81,7 +81,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
-    """The endpoints. Each reads its request, asks the store, and answers JSON."""
+    """The endpoints. Each reads its request, asks the store, and answers with JSON."""
 
     def __init__(self, store: Store, session: str, file: Path, *, lasts: bool) -> None:
         self._store = store
@@ -90,7 +90,7 @@ class Api:
         self._files = {name: (PAGE / name).read_bytes() for name in FILES}
 
     def routes(self) -> list[Route]:
-        """Return the table of contents."""
+        """Return all routes, in order."""
         get, put = self._route, partial(self._route, has_body=True)
         return [
             Route(HEALTH, _fixed({"status": "OK", "version": VERSION, **self._about})),
@@ -158,7 +158,7 @@ class Api:
         return Json({"partialSuccess": {"rejectedSpans": len(reasons), "errorMessage": reason}})
 
     async def add_scores(self, request: Request) -> Response:
-        """Store one score or a list; of a list, the good ones."""
+        """Store one score, or the valid ones of a list."""
         body = await read_json(request)
         if not isinstance(body, list):
             row = score_row(body)
@@ -171,7 +171,7 @@ class Api:
         return Json({"accepted": len(rows), "rejected": len(errors), "errors": errors}, 207)
 
     async def page(self, request: Request) -> Response:
-        """Answer with the page, whatever it is to show, and sign it in to read the API."""
+        """Answer with the page, the same for every view, and sign it in to read the API."""
         answer = Response(self._files[INDEX], 200, PAGE_HEADERS, FILES[INDEX])
         name = cookie_name(request.headers["host"])
         answer.set_cookie(name, self._session, path=API, httponly=True, samesite="strict")
@@ -216,7 +216,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 async def _database_failed(_: Request, error: Exception) -> Response:
-    # Busy for seconds, or the disk is full: nothing of the request was stored.
+    # It was busy for seconds, or the disk is full: nothing in the request was stored.
     return Json({"message": f"The database did not answer: {error}. Nothing was stored."}, 503)
 
 
@@ -224,7 +224,7 @@ Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def application(store: Store, file: Path, *, lasts: bool = True) -> Starlette:
-    """Return the ASGI application on top of the store in this file."""
+    """Return the ASGI application for the store in this file."""
     handlers: dict[Any, Handler] = {
         Refused: _refused,
         HTTPException: _no_route,

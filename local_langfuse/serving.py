@@ -1,9 +1,9 @@
-"""An ASGI application in a thread of this process, for both stand-ins.
+"""Run an ASGI application in a thread of this process, for both stand-ins.
 
-Each server has a thread and an event loop of its own: a large batch on one must not hold
-up the other. Requests are handled on the loop alone. The SDK's last flush comes while
-Python shuts down, when no thread can be started any more, so nothing that answers a
-request may hand work to one: no plain `def` endpoints, no thread pool, no name look-ups.
+Each server has its own thread and event loop, so that a large batch on one does not hold
+up the other. Requests are handled only on the loop. The SDK's last flush comes while
+Python is shutting down and can start no more threads. So nothing that answers a request
+may need a new thread: no plain `def` endpoints, no thread pool, no name look-ups.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ _listening: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def listen(port: int, remedy: str) -> socket.socket:
-    """Return a socket that listens on loopback; port 0 takes a free one.
+    """Return a socket that listens on loopback; port 0 picks a free one.
 
-    Raises `CannotStart` for a port that is taken; `remedy` says how to choose another.
+    Raises `CannotStart` if the port is taken; `remedy` says how to choose another.
     """
-    # With its protocol named, asyncio switches off the delay of small packets, which would
-    # cost every answer 40 ms.
+    # asyncio turns off the delay of small packets only if the protocol is named. The delay
+    # would add 40 ms to every answer.
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":  # elsewhere this would allow two servers on one port
@@ -48,8 +48,8 @@ def listen(port: int, remedy: str) -> socket.socket:
 def serve(app: ASGIApp, listening: socket.socket, name: str) -> Callable[[], None]:
     """Serve the application from a daemon thread until the returned function is called.
 
-    On return, requests are answered. A program that ends need not stop the server: the
-    thread answers until Python is gone.
+    When this returns, requests are answered. You need not stop the server when your program
+    ends: the thread goes on until Python exits.
     """
     server = _Server(
         uvicorn.Config(
@@ -58,7 +58,7 @@ def serve(app: ASGIApp, listening: socket.socket, name: str) -> Callable[[], Non
             http="h11",
             ws="none",
             lifespan="off",
-            log_config=None,  # the program around it owns the logging
+            log_config=None,  # logging belongs to the program around it
             log_level="error",
             access_log=False,
             proxy_headers=False,
@@ -71,9 +71,9 @@ def serve(app: ASGIApp, listening: socket.socket, name: str) -> Callable[[], Non
         try:
             asyncio.run(server.serve(sockets=[listening]))
         finally:
-            server.ready.set()  # also where it failed: nobody shall wait forever
+            server.ready.set()  # even if it failed: nobody should wait forever
 
-    # A daemon: it must outlive the main thread's last line, and must not hold Python up.
+    # A daemon: it must outlive the main thread's last line, but must not keep Python alive.
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     server.ready.wait()
@@ -87,23 +87,23 @@ def serve(app: ASGIApp, listening: socket.socket, name: str) -> Callable[[], Non
 
 
 class _Server(uvicorn.Server):
-    """uvicorn in a thread, telling when it answers."""
+    """uvicorn in a thread; it says when it is ready."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = threading.Event()
 
     async def startup(self, *args: Any, **options: Any) -> None:
-        """Start to answer, and say so."""
+        """Start answering, and say so."""
         await super().startup(*args, **options)
         self.ready.set()
 
 
 def _close_inherited() -> None:
-    """Close the listeners that a forked child has inherited without the thread behind them.
+    """Close the listeners that a forked child inherits without the threads behind them.
 
-    Left open, they would keep the port of a parent that is gone: connections would be
-    accepted by the system, and wait for an answer until their timeout.
+    Left open, they would keep the port after the parent is gone: the system would accept
+    connections, and they would wait for an answer until they time out.
     """
     for listening in list(_listening):
         listening.close()

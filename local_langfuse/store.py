@@ -1,8 +1,8 @@
 """The SQLite file: its schema, and how it is written.
 
-Times are whole microseconds since 1970, costs USD. An unknown cost is NULL; only
-the Metrics API takes it for 0, as Langfuse does. Texts that Langfuse answers as "" where
-they are absent are "" here too. Structured values are JSON texts, for SQLite's JSON functions.
+Times are whole microseconds since 1970, and costs are USD. An unknown cost is NULL; only
+the Metrics API counts it as 0, as Langfuse does. If Langfuse shows an absent text as "", it
+is "" here too. Structured values are stored as JSON, for SQLite's JSON functions.
 """
 
 import sqlite3
@@ -21,8 +21,8 @@ Row = dict[str, Any]
 BUSY_SECONDS = 5
 APPLICATION_ID = 0x1F11A  # in the file's header: tells our files from other programs'
 
-# Each entry leads from the schema version of its index to the next. Never edit one that
-# was released; append.
+# The entry with index n takes the schema from version n to the next. Never edit an entry
+# that was released; append one.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE observations (
@@ -72,7 +72,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             id TEXT PRIMARY KEY, name TEXT NOT NULL, version INTEGER NOT NULL, type TEXT NOT NULL,
             prompt TEXT NOT NULL, config TEXT NOT NULL, tags TEXT NOT NULL, commit_message TEXT,
             created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL, UNIQUE (name, version))""",
-        # A label is on one version of a prompt at a time: to set it is to move it.
+        # A label is on one version of a prompt at a time: setting it moves it.
         """CREATE TABLE prompt_labels (
             name TEXT NOT NULL, label TEXT NOT NULL, version INTEGER NOT NULL,
             PRIMARY KEY (name, label))""",
@@ -104,7 +104,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             AND id = json_extract(experiment, '$."item.root_observation_id"')""",
     ),
     (
-        # Sums of a few traces out of many, in the form in which the Metrics API groups by trace.
+        # For the sums of a few traces among many, written as the Metrics API groups by trace.
         """CREATE INDEX observations_by_trace_sums ON observations
             (nullif(trace_id, ''), level, total_tokens, total_cost, start_ms)""",
     ),
@@ -112,7 +112,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 
 class Store:
-    """One connection to the file. Several processes may each have their own at once."""
+    """One connection to the file. Several processes may have one at the same time."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the file; `CannotStart` says why it cannot be used."""
@@ -135,17 +135,17 @@ class Store:
     def _prepare(self, path: Path) -> None:
         self._db.row_factory = sqlite3.Row
         for name, aggregate in (("quantile", Quantile), ("histogram", Histogram)):
-            # typeshed knows aggregates of one argument only
+            # typeshed only knows aggregates with one argument
             self._db.create_aggregate(name, 2, aggregate)  # type: ignore[arg-type]
         with self.writing():
             self._migrate(path)
         self._use_wal()
-        # With WAL this survives the death of the process; only a power cut could cost
-        # the last answers, and never the file.
+        # With WAL, what was answered survives if the process dies. A power cut could lose
+        # the last answers, but never the file.
         self._db.execute("PRAGMA synchronous = NORMAL")
 
     def _use_wal(self) -> None:
-        # Whoever changes a new file to WAL must have it alone, and SQLite does not wait for that.
+        # Switching a new file to WAL needs exclusive access, and SQLite does not wait for it.
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
@@ -189,7 +189,7 @@ class Store:
             yield
             self._db.execute("COMMIT")
         except BaseException:
-            with suppress(sqlite3.Error):  # a full disk has rolled back already
+            with suppress(sqlite3.Error):  # a full disk may have rolled back already
                 self._db.execute("ROLLBACK")
             raise
 
@@ -198,12 +198,12 @@ class Store:
         return self._db.execute(sql, values).fetchall()
 
     def put_observations(self, observations: Iterable[Row]) -> None:
-        """Store observations; one that is there already (same trace, same id) is replaced."""
+        """Store observations; replace those that exist already (same trace, same id)."""
         with self.writing():
             self.upsert("observations", observations, ("trace_id", "id"))
 
     def put_scores(self, scores: Iterable[Row]) -> None:
-        """Store scores; the same id updates what is given and keeps its first timestamp."""
+        """Store scores; an existing id gets the new values and keeps its first timestamp."""
         optional = ("comment", "metadata", "config_id", "queue_id")
         with self.writing():
             self.upsert("scores", scores, ("id",), kept=("timestamp_us",), optional=optional)
@@ -233,7 +233,7 @@ class Store:
         return self._db.execute(sql, (to_json(values),)).rowcount
 
     def insert(self, table: str, rows: list[Row], on_conflict: str = "") -> None:
-        """Insert rows; table, columns and `on_conflict` are out of our own code only."""
+        """Insert rows; table, columns and `on_conflict` come from our own code only."""
         columns = ", ".join(rows[0])
         values = ", ".join(f":{column}" for column in rows[0])
         self._db.executemany(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _WHOLE = re.compile(r"[0-9]{1,18}")
-# Anthropic counts what it writes to its cache as a whole, and again by how long it stays there.
+# Anthropic counts cache writes twice: in total, and again by how long they are kept.
 WRITTEN, BY_LIFETIME = "cache_creation_input_tokens", "cache_creation"
 
 
@@ -14,7 +14,7 @@ def usage_buckets(usage: Mapping[str, Any]) -> dict[str, int]:
 
     OpenAI counts cached tokens twice: in `prompt_tokens` and again in its details. Langfuse
     takes them out of `input`. All other names stay as they are. A count that is negative,
-    fractional or no number is left out.
+    fractional or not a number is left out.
 
     `usage_buckets({"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11,
     "prompt_tokens_details": {"cached_tokens": 4}})

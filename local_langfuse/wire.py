@@ -1,4 +1,4 @@
-"""What crosses the wire: JSON, times, query parameters and cursors, and what is wrong with them."""
+"""Read and check what crosses the wire: JSON, times, query parameters and cursors."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ MAX_DEPTH = 100  # SQLite's own JSON functions give up at 1,000 levels
 
 
 class Refused(ValueError):  # noqa: N818  an answer, not a failure of ours
-    """A request, or one item of a batch, that is not accepted, and why."""
+    """Says why a request, or one item of a batch, is not accepted."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ def pairs(text: str) -> dict[str, str]:
 
 
 def parse(text: bytes | str, what: str = "the body") -> Any:
-    """Return the value of a JSON text; `Refused` if it is none. NaN and Infinity are none."""
+    """Return the value of a JSON text; raise `Refused` for anything else, such as NaN."""
     try:
         return json.loads(text, parse_constant=_no_constant)
     except RecursionError:
@@ -41,7 +41,7 @@ def _no_constant(name: str) -> float:
 
 
 def check(value: Any, depth: int = 0) -> Any:
-    """Return a parsed value as it is; `Refused` if it could not be stored or sent back."""
+    """Return a parsed value unchanged; raise `Refused` if it cannot be stored or sent back."""
     if depth > MAX_DEPTH:
         raise Refused(f"nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, float) and not math.isfinite(value):
@@ -58,15 +58,15 @@ def check(value: Any, depth: int = 0) -> Any:
 
 
 def check_text(text: str) -> None:
-    """Refuse half of a surrogate pair: it is no character, and UTF-8 has no bytes for it."""
+    """Refuse half of a surrogate pair: it is not a character, and UTF-8 cannot encode it."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Refused("a text contains half of a surrogate pair") from None
+        raise Refused("a string contains half of a surrogate pair") from None
 
 
 def decoded(value: Any) -> Any:
-    """Return what a JSON text says; anything else comes back as it is."""
+    """Return the value of a JSON text; return anything else unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -76,34 +76,34 @@ def decoded(value: Any) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Return the JSON text of a value, compact: equal values give equal texts."""
+    """Return a value as compact JSON: equal values give equal texts."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def as_object(body: Any, what: str = "the body") -> dict[str, Any]:
-    """Return a JSON object; `Refused` if it is something else."""
+    """Return a JSON object; raise `Refused` if it is something else."""
     if not isinstance(body, dict):
         raise Refused(f"{what} must be a JSON object")
     return body
 
 
 def text_in(item: Mapping[str, Any], key: str) -> str | None:
-    """Return the text under a key, or None where it is absent, null or empty."""
+    """Return the text under a key, or None if it is absent, null or empty."""
     value = item.get(key)
     if value is not None and not isinstance(value, str):
-        raise Refused(f"{key} must be a text")
+        raise Refused(f"{key} must be a string")
     return value or None
 
 
 def json_in(item: Mapping[str, Any], key: str) -> str | None:
-    """Return the value under a key as JSON text, or None where it is absent or null."""
+    """Return the value under a key as JSON, or None if it is absent or null."""
     return None if item.get(key) is None else to_json(item[key])
 
 
 def texts(value: Any, what: str) -> list[str]:
-    """Return a list of texts, each once."""
+    """Return a list of strings without duplicates."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise Refused(f"{what} must be a list of texts")
+        raise Refused(f"{what} must be a list of strings")
     return list(dict.fromkeys(value))
 
 
@@ -145,7 +145,7 @@ class Query:
             raise Refused("a query parameter contains a NUL character")
 
     def text(self, name: str) -> str | None:
-        """Return the parameter, or None where it is absent."""
+        """Return the parameter, or None if it is absent."""
         return self._params.get(name)
 
     def texts(self, name: str) -> list[str] | None:
@@ -193,12 +193,12 @@ def finite(value: Any, what: str) -> float:
 
 
 def cursor_of(position: Sequence[int | str]) -> str:
-    """Return the place where a page ended as an opaque text for the next request."""
+    """Return the place where a page ended, as an opaque string for the next request."""
     return base64.urlsafe_b64encode(to_json(list(position)).encode()).decode()
 
 
 def position_of(cursor: str, kinds: tuple[type, ...]) -> list[int | str]:
-    """Return what `cursor_of` was given; `Refused` for anything it did not make."""
+    """Return what `cursor_of` was given; raise `Refused` for anything it did not make."""
     try:
         position = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         fits = isinstance(position, list) and tuple(map(type, position)) == kinds
@@ -206,9 +206,9 @@ def position_of(cursor: str, kinds: tuple[type, ...]) -> list[int | str]:
             return list(position)
     except (ValueError, RecursionError):
         pass
-    raise Refused("cursor must be the one of the page before")
+    raise Refused("cursor must come from the page before")
 
 
 def storable(values: list[Any]) -> bool:
-    """Tell whether the whole numbers among the values fit SQLite's 64 bits."""
+    """Tell whether the whole numbers among the values fit into SQLite's 64 bits."""
     return all(-(2**63) <= value < 2**63 for value in values if isinstance(value, int))

@@ -1,4 +1,4 @@
-"""Serve the local model until Ctrl-C: `python -m local_model [--port 4748]`."""
+"""Run the local model until Ctrl-C: `python -m local_model [--port 4748]`."""
 
 import argparse
 import signal
@@ -12,9 +12,9 @@ ABOUT = "This is not OpenAI: it is a local stand-in that repeats sentences from 
 
 
 def main() -> int:
-    """Serve until Ctrl-C or SIGTERM; 2 and one line on stderr if that is not possible."""
+    """Serve until Ctrl-C or SIGTERM; if that fails, write one line to stderr and return 2."""
     options = argparse.ArgumentParser(prog="python -m local_model", description=ABOUT)
-    told = "where to listen (default: %(default)s)"
+    told = "the port (default: %(default)s)"
     options.add_argument("--port", default=str(DEFAULT_PORT), help=told)
     try:
         return _serve(_port(options.parse_args().port))
@@ -26,14 +26,14 @@ def main() -> int:
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535):
         raise CannotStart(
-            f"port {text!r} is not a number from 0 (a free one) to 65535: correct --port"
+            f"port {text!r} is not a number from 0 (any free port) to 65535: correct --port"
         )
     return int(text)
 
 
 def _serve(port: int) -> int:
     if port and is_running(f"http://{HOST}:{port}/v1"):
-        sys.stdout.write(f"Already running on port {port}: there is nothing to do.\n")
+        sys.stdout.write(f"Already running on port {port}: nothing to do.\n")
         return 0
     asked_to_end = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -41,13 +41,13 @@ def _serve(port: int) -> int:
     running = start(port)
     sys.stdout.write(
         f"{ABOUT}\n"
-        f"Listening on {running.base_url}   (Ctrl-C ends it)\n"
+        f"Listening on {running.base_url}   (Ctrl-C stops it)\n"
         "To point a program at it:\n"
         f"  export OPENAI_BASE_URL={running.base_url} OPENAI_API_KEY={API_KEY}\n"
         "  export OPENAI_MODEL=gpt-6-luna OPENAI_EMBEDDING_MODEL=text-embedding-3-small\n"
     )
     sys.stdout.flush()
-    while not asked_to_end.wait(0.5):  # Windows does not interrupt a wait without end
+    while not asked_to_end.wait(0.5):  # Windows cannot interrupt a wait without a timeout
         pass
     running.stop()
     return 0

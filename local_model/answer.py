@@ -1,8 +1,8 @@
-"""Choosing an answer: the sentences of the prompt nearest to the question.
+"""Choose an answer: the sentences in the prompt that are nearest to the question.
 
-The model understands nothing. It finds the sentences that share most words with the
-question, and repeats them. So it knows only what the prompt tells it, is wrong where words
-mislead it, and abstains only where the prompt asks it to. The same prompt always gets the
+The model understands nothing. It finds the sentences that share the most words with the
+question, and repeats them. So it knows only what the prompt tells it, is wrong when words
+mislead it, and abstains only if the prompt asks it to. The same prompt always gets the
 same answer.
 """
 
@@ -16,19 +16,19 @@ from local_model.prompt import ABSTAIN, NOT_SEEN, Prompt, keywords, read
 from local_model.tokens import count_tokens
 from local_model.usage import PromptCache, count_input
 
-ENOUGH = 0.4  # share of the question: with less found, the model abstains where told to
+ENOUGH = 0.4  # share of the question: if it finds less, the model abstains, if told to
 NOTHING_TO_READ = "There is no text in this prompt that the local model could answer from."
 KEYWORDS = re.compile(r"\b(as|into|in) (search )?keywords\b", re.IGNORECASE)
 QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|(?<!\w)'(.+?)'(?!\w)")
 LIMIT = re.compile(r"\b(one|two|three|four|five|\d{1,4}) (word|sentence)s?\b", re.IGNORECASE)
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
-# A model that reasons is billed for its thoughts: here, the sentences that share a word with
-# the question, as often as the effort says.
+# You pay for the thoughts of a model that reasons. Here they are the sentences that share a
+# word with the question, times a factor for the effort.
 EFFORTS = {"none": 0.0, "minimal": 0.25, "low": 0.5, "medium": 1, "high": 2, "xhigh": 3, "max": 4}
 
 
 def respond(ask: Ask, cache: PromptCache) -> Answer:
-    """Answer a request. Reasoning comes first: a limit may leave little for what is said."""
+    """Answer a request. Reasoning comes first: a limit may leave little for the answer."""
     prompt, model = read(ask.messages), ask.model.name
     tokens = count_input(ask)
     cached, written = cache.look_up(ask, tokens)
@@ -50,7 +50,7 @@ def respond(ask: Ask, cache: PromptCache) -> Answer:
 
 
 def _said(ask: Ask, prompt: Prompt) -> str:
-    """Return what the model says: a text, or JSON in the form that was asked for."""
+    """Return what the model says: text, or JSON in the requested form."""
     if ask.form == "json_object":
         text = json.dumps({"answer": answer_text(prompt)}, ensure_ascii=False)
     elif ask.form == "json_schema":
@@ -64,13 +64,13 @@ def _said(ask: Ask, prompt: Prompt) -> str:
 
 
 def answer_text(prompt: Prompt) -> str:
-    """Return the nearest facts, or what the prompt wants to hear where they are not near."""
+    """Return the nearest facts or, if none is near, what the prompt wants to hear then."""
     told = " ".join([*prompt.instructions, prompt.question])
     if KEYWORDS.search(told):
         return " ".join(keywords(prompt.question))
     limits = {unit.lower(): NUMBERS.get(n.lower()) or int(n) for n, unit in LIMIT.findall(told)}
     most = limits.get("sentence")
-    if len(prompt.results) > 1:  # each tool's result has its say
+    if len(prompt.results) > 1:  # one fact from each tool's result
         found = [result.nearest(prompt.question, 1)[0][0] for result in prompt.results][
             : most or None
         ]
@@ -90,12 +90,12 @@ def pieces(text: str) -> list[str]:
 
 
 def _shorten(text: str, limit: int | None, model: str) -> tuple[str, int, bool]:
-    """Cut a text after so many tokens; return it, its tokens, and whether it is whole."""
+    """Cut a text to `limit` tokens; return it, its token count, and whether it is complete."""
     tokens = count_tokens(text, model).tokens
     if limit is None or tokens <= limit:
         return text, tokens, True
     parts = pieces(text)
-    low, high = 0, len(parts) - 1  # so many words fit; so many may
+    low, high = 0, len(parts) - 1  # this many words fit; this many may fit
     while low < high:
         middle = (low + high + 1) // 2
         fits = count_tokens("".join(parts[:middle]), model).tokens <= limit
@@ -107,7 +107,7 @@ def _shorten(text: str, limit: int | None, model: str) -> tuple[str, int, bool]:
 def _shorten_calls(
     calls: list[Call], limit: int | None, model: str
 ) -> tuple[list[Call], int, bool]:
-    """Cut calls after so many tokens: the last one may then have half of its arguments."""
+    """Cut calls to `limit` tokens: the arguments of the last one may end halfway."""
     kept: list[Call] = []
     used = 0
     for call in calls:

@@ -1,4 +1,4 @@
-"""Choosing a tool: a call whose arguments are in the question."""
+"""Choose a tool, and find its arguments in the question."""
 
 import json
 import re
@@ -20,10 +20,10 @@ MOST_CALLS = 16  # in one answer
 def choose_calls(ask: Ask, prompt: Prompt) -> list[Call]:
     """Return calls of the tool nearest to the question, or none.
 
-    The model chooses to call a tool that shares a word with the question where each
-    required argument is in the question: once, or once for each of several ids of the same
-    form ("Where are A-1042 and A-1043?"). Where the request demands a call, it leaves out
-    the arguments it cannot find.
+    The model calls a tool if it shares a word with the question and all its required
+    arguments are in the question: once, or once for each of several ids of the same form
+    ("Where are A-1042 and A-1043?"). If the request demands a call, it leaves out the
+    arguments it cannot find.
     """
     if ask.choice == "none" or ask.messages[-1].role != "user":
         return []
@@ -64,7 +64,7 @@ def _properties(schema: Json) -> Json:
 
 
 def _arguments(schema: Json, question: str) -> tuple[Json, bool]:
-    """Return the arguments found in the question, and whether none that is required is missing."""
+    """Return the arguments found in the question, and whether all required ones are there."""
     numbers = iter(A_NUMBER.findall(question))
     properties = {k: v for k, v in _properties(schema).items() if isinstance(v, dict)}
     found = {name: _argument(name, part, question, numbers) for name, part in properties.items()}
@@ -92,6 +92,6 @@ def _argument(name: str, schema: Json, question: str, numbers: Iterator[str]) ->
 
 
 def kind_of_schema(schema: Json) -> str:
-    """Return the type that a JSON schema asks for, the one that is not null if there are two."""
+    """Return the type that a JSON schema asks for; of two, the one that is not null."""
     kind = schema.get("type")
     return str(next((k for k in kind if k != "null"), "null") if isinstance(kind, list) else kind)

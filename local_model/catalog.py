@@ -1,4 +1,4 @@
-"""The models of OpenAI that the local model stands for: until when, and what each accepts.
+"""The OpenAI models that the local model stands in for: until when, and what each accepts.
 
 Shut-down dates are those in the docstrings of `openai` 3.57 (`types/shared/chat_model.py`).
 What a model refuses was collected from refused requests: see `rules.py`.
@@ -15,23 +15,23 @@ Clock = Callable[[], date]
 
 
 def today() -> date:
-    """Return the date in UTC, where shut-down dates are counted."""
+    """Return today's date in UTC, which shut-down dates are compared with."""
     return datetime.now(UTC).date()
 
 
 @dataclass(frozen=True)
 class Model:
-    """One of OpenAI's models, as far as a request can notice."""
+    """One of OpenAI's models, as far as a request can tell."""
 
     name: str
     snapshot: str = ""  # the date of the version it answers as
     shutdown: date | None = None
     efforts: tuple[str, ...] = ()  # of reasoning; none for a model that does not reason
     default_effort: str = "none"
-    # Function tools on chat completions: always, only where no effort but "none" is sent,
-    # only where "none" is sent, or on the Responses API alone.
+    # Function tools on chat completions: always; only if no effort but "none" is sent; only
+    # if "none" is sent; or never, because they are only on the Responses API.
     chat_tools: Literal["always", "no effort", "none sent", "never"] = "always"
-    writes_cache: bool = False  # bills what it writes to the prompt cache
+    writes_cache: bool = False  # it charges for writing to the prompt cache
     dimensions: int = 0  # of an embedding model
 
     @property
@@ -41,12 +41,12 @@ class Model:
 
     @property
     def dated(self) -> str:
-        """The name it answers under: OpenAI answers under a dated one, where there is one."""
+        """The name it answers under: like OpenAI, a dated one if there is one."""
         return f"{self.name}-{self.snapshot}" if self.snapshot else self.name
 
     @property
     def created(self) -> int:
-        """The time of its version in seconds since 1970, or 0 where it has no date."""
+        """The time of its version in seconds since 1970, or 0 if it has no date."""
         if not self.snapshot:
             return 0
         return int(datetime.fromisoformat(f"{self.snapshot}T00:00:00+00:00").timestamp())
@@ -66,8 +66,8 @@ RESPONSES_ONLY_TOOLS = replace(GPT_5_6, chat_tools="never")
 SMALL = Model("", dimensions=1536)
 LARGE = Model("", dimensions=3072)
 
-# A name may carry the date of its version; more versions follow a comma. Then the day of
-# its shut-down, where one is announced: from that day on, it is gone.
+# A name may have the dates of its versions after @, separated by commas. Then comes the day
+# of its shut-down, if announced: from that day on, it is gone.
 _TABLE: tuple[tuple[Model, str], ...] = (
     (RESPONSES_ONLY_TOOLS, "gpt-6-astra"),
     (RESPONSES_ONLY_TOOLS, "gpt-6.2-astra"),
@@ -130,7 +130,7 @@ def available(clock: Clock) -> dict[str, Model]:
 
 
 def find(name: str, clock: Clock) -> Model:
-    """Return the model of a name as OpenAI spells it; 404 if there is none, or none any more."""
+    """Return the model with exactly this name; 404 if there is none, or it was shut down."""
     model = MODELS.get(name)
     if model and name in available(clock):
         return model
@@ -144,7 +144,7 @@ def find(name: str, clock: Clock) -> Model:
 
 
 def find_for(name: str, clock: Clock, *, embeds: bool) -> Model:
-    """Return the model of a name, which must be an embedding model or must not be one."""
+    """Return the model with this name; refuse a chat model if `embeds`, else an embedding model."""
     model = find(name, clock)
     if embeds and not model.dimensions:
         raise ApiError(f"`{name}` is not an embedding model.", "model")

@@ -1,4 +1,4 @@
-"""Chat completions: a body becomes an `Ask`, and an `Answer` a completion or its chunks."""
+"""Chat completions: turn a body into an `Ask`, and an `Answer` into a completion or chunks."""
 
 import json
 import time
@@ -21,11 +21,11 @@ from local_model.rules import (
 from local_model.shape import ApiError, Json, refuse
 
 UNSEEN = {"image_url": "image", "input_audio": "audio recording", "file": "file"}
-# Known to OpenAI, and refused here with a word why. The others that change nothing pass.
+# OpenAI knows these; here they are refused, with the reason. Others that change nothing pass.
 NOT_HERE = {
-    "audio": "it speaks no audio.",
-    "functions": "send `tools` in place of the deprecated `functions`.",
-    "function_call": "send `tool_choice` in place of the deprecated `function_call`.",
+    "audio": "it has no audio.",
+    "functions": "send `tools` instead of the deprecated `functions`.",
+    "function_call": "send `tool_choice` instead of the deprecated `function_call`.",
     "moderation": "it has no moderation.",
     "web_search_options": "it has no access to the web.",
 }
@@ -38,8 +38,8 @@ def read_chat(body: Json, digest: str, clock: Clock) -> Ask:
     model = find_for(body["model"], clock, embeds=False)
     for key, why in NOT_HERE.items():
         refuse(key in body, LOCAL + why, key)
-    refuse("audio" in body.get("modalities", []), f"{LOCAL}it speaks no audio.", "modalities")
-    refuse(body.get("n", 1) != 1, f"{LOCAL}it has one answer only, so `n` must be 1.", "n")
+    refuse("audio" in body.get("modalities", []), f"{LOCAL}it has no audio.", "modalities")
+    refuse(body.get("n", 1) != 1, f"{LOCAL}it gives only one answer, so `n` must be 1.", "n")
     refuse_options_without_stream(body)
     sent = body.get("reasoning_effort")
     effort = effort_of(model, sent, "reasoning_effort")
@@ -87,13 +87,13 @@ def _message(row: Json) -> Message:
 
 
 def _tools(body: Json) -> tuple[tuple[Tool, ...], str]:
-    """Return the tools that may be called, and whether one may, must or must not be."""
+    """Return the tools that may be called, and whether a call is allowed, required or not."""
     if "tools" not in body:
         for key in ("tool_choice", "parallel_tool_calls"):
             refuse(key in body, f"'{key}' is only allowed when 'tools' are specified.", key)
     tools = []
     for index, tool in enumerate(body.get("tools", [])):
-        refuse(tool["type"] != "function", f"{LOCAL}it calls functions only.", f"tools[{index}]")
+        refuse(tool["type"] != "function", f"{LOCAL}it only calls functions.", f"tools[{index}]")
         function = tool["function"]
         name, schema = function["name"], function.get("parameters") or {}
         if schema:
@@ -127,8 +127,8 @@ def pick(tools: list[Tool], names: list[Any]) -> tuple[Tool, ...]:
 
 
 def _refuse_order(rows: list[Json]) -> None:
-    """Refuse results without the call they belong to, and calls without their results."""
-    waiting: list[str] | None = None  # the calls without a result; None where there was no call
+    """Refuse results without their calls, and calls without their results."""
+    waiting: list[str] | None = None  # the calls without a result; None if there was no call
     for index, row in enumerate([*rows, {"role": "end"}]):
         if row["role"] == "tool":
             if waiting is None:
@@ -223,7 +223,7 @@ def completion(ask: Ask, answer: Answer) -> Json:
 
 
 def chunks(ask: Ask, answer: Answer, *, with_usage: bool) -> Iterator[tuple[bool, Json]]:
-    """Yield an answer in chunks, one word each, and whether the chunk is such a word."""
+    """Yield an answer in chunks, one per word, each with whether it is a word."""
     head = {**_head(ask, "chat.completion.chunk"), **({"usage": None} if with_usage else {})}
 
     def chunk(delta: Json, finish: str | None = None) -> Json:

@@ -1,4 +1,4 @@
-"""The shape of a chat completion's request: every parameter in `openai` 3.57 and its type."""
+"""The shape of a chat completion request: every parameter in `openai` 3.57 and its type."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from local_model.shape import (
 
 FUNCTION_NAME = text(1, 64, "[a-zA-Z0-9_-]+")
 BREAKPOINT = {"prompt_cache_breakpoint": mapping}
-KIND = {"type": anything}  # `tagged` has looked at it
+KIND = {"type": anything}  # `tagged` has checked it
 
 TEXT = fields({**KIND, "text": text()}, BREAKPOINT)
 IMAGE = fields(
@@ -63,7 +63,7 @@ _ASSISTANT = fields(
         "refusal": nullable(text()),
         "audio": nullable(mapping),
         "function_call": nullable(mapping),
-        "annotations": nullable(items(mapping)),  # comes with every answer, and may go back
+        "annotations": nullable(items(mapping)),  # every answer has it, and you may send it back
         "tool_calls": items(tagged("type", {"function": CALL}), 1, 128),
     },
 )
@@ -139,7 +139,7 @@ RESPONSE_FORMAT = tagged(
     },
 )
 STOP = by_type({str: text(1), list: items(text(1), 1, 4)})
-# What both protocols take.
+# What both protocols accept.
 SHARED = {
     "metadata": nullable(metadata),
     "moderation": nullable(mapping),

@@ -1,4 +1,4 @@
-"""What every request passes and every answer bears: the key, the mark, and OpenAI's error body."""
+"""What all requests and answers share: the key, the header that marks us, OpenAI's errors."""
 
 import json
 import secrets
@@ -17,7 +17,7 @@ from local_model.shape import ApiError
 
 
 def dump(value: object) -> str:
-    """Return the JSON text of a value; everything in it was checked on its way in."""
+    """Return a value as JSON; everything in it was checked on its way in."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
@@ -29,7 +29,7 @@ def answer_json(
 
 
 def refusal(status: int, message: str) -> Response:
-    """Return an error in OpenAI's form."""
+    """Return an error in OpenAI's format."""
     return answer_json(ApiError(message, status=status).body(), status)
 
 
@@ -43,7 +43,7 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 
 async def _left(_: Request, __: Exception) -> Response:
-    return refusal(400, "The client went away.")
+    return refusal(400, "The client disconnected.")
 
 
 async def _too_deep(_: Request, __: Exception) -> Response:
@@ -63,13 +63,13 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 
 class Marked:
-    """Puts the mark of the local model, and an id of the request, on every answer."""
+    """Adds two headers to every answer: the local model's mark, and an id of the request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as the application does, with two headers more."""
+        """Answer as the application does, with two more headers."""
 
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -82,13 +82,13 @@ class Marked:
 
 
 class Keyed:
-    """Lets through who brings a key, any key: OpenAI's client always sends one."""
+    """Lets through requests with a key, any key: OpenAI's client always sends one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401 where no key came; hand on the others."""
+        """Answer 401 if there is no key; hand on the others."""
         given = dict(scope["headers"]).get(b"authorization", b"").lower()
         app: Any = self._app
         if not (given.startswith(b"bearer ") and given[7:].strip()):

@@ -1,4 +1,4 @@
-"""Embeddings: a bag of words, hashed, so that texts which share words are near each other."""
+"""Embeddings: a hashed bag of words, so that texts that share words are near each other."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ from local_model.rules import MOST_CHARACTERS
 from local_model.shape import ApiError, Json, by_type, fields, items, one_of, refuse, text, whole
 from local_model.tokens import count_tokens, loaded
 
-MOST_TOKENS = 300_000  # in all texts of a request, as at OpenAI
+MOST_TOKENS = 300_000  # in all texts of a request together, like OpenAI
 MOST_TOKENS_OF_A_TEXT = 8_192
 
 
@@ -31,7 +31,7 @@ EMBEDDINGS = fields(
 
 
 async def embeddings(body: Json, clock: Clock) -> bytes:
-    """Return the answer to a request as JSON. Others are answered between two texts."""
+    """Return the answer to a request as JSON. Between two texts, other requests get a turn."""
     EMBEDDINGS(body, "")
     model = find_for(body["model"], clock, embeds=True)
     size = body.get("dimensions", model.dimensions)
@@ -69,7 +69,7 @@ def _counted(one: str, model: str) -> int:
 
 
 def embed(one: str, size: int) -> list[float]:
-    """Return a vector of length 1. Each word adds to one place, so shared words are near."""
+    """Return a vector of length 1. Each word adds to one place: texts that share words are near."""
     vector = [0.0] * size
     for word in words(one) or {one}:
         digest = hashlib.sha256(word.encode()).digest()

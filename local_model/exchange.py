@@ -1,4 +1,4 @@
-"""What is asked and what is answered, whichever of OpenAI's two protocols it came in."""
+"""A request and its answer, in whichever of OpenAI's two protocols it came."""
 
 import hashlib
 from collections import Counter
@@ -21,7 +21,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """All its text."""
+        """All the text in it."""
         return "\n".join(self.texts)
 
 
@@ -47,25 +47,25 @@ class Ask:
     form: Literal["text", "json_object", "json_schema"] = "text"
     schema: Json = field(default_factory=dict)
     effort: str = "none"
-    limit: int | None = None  # of output tokens, those of reasoning included
+    limit: int | None = None  # of output tokens, including those of reasoning
     stop: tuple[str, ...] = ()
-    extra: str = ""  # the JSON of tools and schema, which is prompt, too
+    extra: str = ""  # the JSON of tools and schema, which is part of the prompt too
     caches: bool = True
 
     @property
     def unseen(self) -> str:
-        """What the model does not look at: `"2 images, 1 file"`, or an empty text."""
+        """What the model does not look at: `"2 images, 1 file"`, or an empty string."""
         kinds = Counter(kind for message in self.messages for kind in message.unseen)
         return ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in kinds.items())
 
     def id(self, prefix: str, part: str = "") -> str:
-        """Return an id: the same request gets the same one."""
+        """Return an id: the same request always gets the same one."""
         return prefix + hashlib.sha256(f"{self.digest} {part}".encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a tool: `arguments` is JSON, or the beginning of it where a limit cut it off."""
+    """A tool call: `arguments` is JSON, or only its beginning if a limit cut it off."""
 
     id: str
     name: str
@@ -85,7 +85,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says: a text, or calls."""
+    """What the model says: text, or calls."""
 
     text: str
     calls: tuple[Call, ...]

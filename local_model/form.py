@@ -1,4 +1,4 @@
-"""Structured output: a JSON schema filled from the prompt."""
+"""Structured output: fill in a JSON schema from the prompt."""
 
 import re
 from collections.abc import Iterable
@@ -16,23 +16,23 @@ INSULT = re.compile(r"\b(idiot|stupid|dumb|moron|fool|shut up)", re.IGNORECASE)
 NUMBER = r"\d{1,15}(?:\.\d{1,15})?"
 A_RANGE = re.compile(rf"(?<!\d)({NUMBER})\s*(?:to|and|-)\s*({NUMBER})")
 DEEPEST = 12
-MOST_WORK = 400_000  # about as many microseconds: nobody else is answered meanwhile
+MOST_WORK = 400_000  # about as many microseconds, during which nobody else is answered
 
 
 @dataclass
 class Form:
-    """Fills a JSON schema from a prompt.
+    """Fills in a JSON schema from a prompt.
 
-    A text is the sentence nearest to its name and the question. A number or boolean
-    whose name or description speaks of a similarity is one (relevance: how much of the
-    question is in the answer; faithfulness: how much of the answer is in the context).
-    One that speaks of toxicity looks for a few insults.
-    Any other number is the first in the nearest sentence; any other boolean is false.
+    A string is the sentence nearest to its name and the question. If the name or the
+    description of a number or boolean is about similarity, it measures one (relevance: how
+    much of the question is in the answer; faithfulness: how much of the answer is in the
+    context). If it is about toxicity, it looks for a few insults. Any other number is the
+    first one in the nearest sentence; any other boolean is false.
     """
 
     root: Json
     prompt: Prompt
-    nothing: str  # what to say where there is nothing to read
+    nothing: str  # what to say if there is nothing to read
     work: int = 0
 
     def fill(self, schema: Any, label: str = "", depth: int = 0) -> Any:
@@ -43,7 +43,7 @@ class Form:
         label = label.lower()
         schema = self._concrete(schema)
         options = schema.get("enum") or [v for k, v in schema.items() if k == "const"]
-        refuse(not isinstance(options, list), "The JSON schema has an `enum` that is no list.")
+        refuse(not isinstance(options, list), "The JSON schema has an `enum` that is not a list.")
         self._take(len(label) + sum(len(str(option)) for option in options))
         if options:
             near = words(self._sentence(label))
@@ -75,14 +75,14 @@ class Form:
         self.work += (characters + len(self.prompt.question)) // 2
         refuse(
             self.work > MOST_WORK,
-            "The JSON schema is too large for the local model to fill from so long a prompt.",
+            "The JSON schema is too large for the local model to fill in from such a long prompt.",
         )
 
     def _concrete(self, schema: Any) -> Json:
         """Follow references, and the first choice that is not null, to a schema with a type."""
         for _ in range(DEEPEST):
             if not isinstance(schema, dict):
-                raise ApiError("The JSON schema lacks a part, or has one that is no object.")
+                raise ApiError("The JSON schema lacks a part, or has one that is not an object.")
             choices = schema.get("anyOf") or schema.get("allOf")
             if "$ref" in schema:
                 schema = self._referred(str(schema["$ref"]))
@@ -139,7 +139,7 @@ def _bound(value: Any) -> float | None:
 
 
 def refuse_schema(schema: Json, what: str, param: str, code: str | None, *, strict: bool) -> None:
-    """Refuse a schema that is no object and, where it is strict, one that leaves anything open."""
+    """Refuse a schema that is not an object or, if it is strict, leaves anything open."""
 
     def wrong(why: str) -> ApiError:
         return ApiError(f"Invalid schema for {what}: {why}", param, code)
@@ -165,7 +165,7 @@ def refuse_schema(schema: Json, what: str, param: str, code: str | None, *, stri
 
 
 def _objects(schema: Json) -> Iterable[tuple[tuple[str, ...], Json]]:
-    """Yield every schema of an object in a schema, with the way to it."""
+    """Yield every object schema inside a schema, with the path to it."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), schema)]
     while waiting:
         path, part = waiting.pop()

@@ -1,4 +1,4 @@
-"""Reading a prompt: which sentence asks, which instructs, and which tells something."""
+"""Read a prompt: which sentence asks, which instructs, and which states a fact."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from itertools import takewhile
 from local_model.exchange import Message
 
 WORTH_ADDING = 0.3  # share of the question: what a second sentence must add
-NOT_SEEN = "(The local model did not look at "  # how a note of ours begins
+NOT_SEEN = "(The local model did not look at "  # how our own note begins
 
 EMPTY_WORDS = frozenset(
     re.findall(
@@ -22,7 +22,7 @@ EMPTY_WORDS = frozenset(
         "they this to was we were what when where which who why will with would you your",
     )
 )
-# How a sentence begins that tells the model what to do. It is never an answer.
+# The beginning of a sentence that tells the model what to do, which is never an answer.
 INSTRUCTION = re.compile(
     r"(you are|you will|your (task|job|role|answer)|act as|answer|reply|respond|say|write|rewrite|"
     r"summari[sz]e|cite|quote|judge|rate|score|classify|decide|extract|translate|explain|think|"
@@ -31,14 +31,14 @@ INSTRUCTION = re.compile(
     r"mention|say|add|use))\b",
     re.IGNORECASE,
 )
-# What tells it to abstain: a condition, a negation, where it looks, and what to say.
+# What tells it to abstain: a condition, a negation, where to look, and what to say.
 ABSTAIN = re.compile(
     r"(?=.*\b(if|when|where|unless|otherwise)\b)(?=.*(\b(no|not|nothing|cannot|unless)\b|n.t\b))"
     r"(?=.*\b(passage|context|text|document|source|handbook|information|answer|find|found|cover|"
     r"contain|know))(?=.*\b(say|answer|reply|respond|write)\b)",
     re.IGNORECASE,
 )
-# What a line of the prompt may begin with, to say what it is.
+# The label at the beginning of a line that says what the line is.
 SECTION = re.compile(
     r"^[^\w\n]*(question|context|passages|sources|answer|response|output)\s*:",
     re.IGNORECASE | re.MULTILINE,
@@ -51,7 +51,7 @@ DOUBLED = re.compile(r"(\D)\1$")
 
 @dataclass(frozen=True)
 class Facts:
-    """Sentences that tell something."""
+    """Sentences that state facts."""
 
     sentences: Sequence[str]
 
@@ -60,9 +60,9 @@ class Facts:
         return [words(sentence) for sentence in self.sentences]
 
     def nearest(self, question: str, limit: int) -> tuple[list[str], float]:
-        """Return the facts nearest to a question, and the share of it that the first covers.
+        """Return the facts nearest to a question, and the share of it that the first one covers.
 
-        A word weighs more the fewer facts contain it. Another fact is added only where it
+        The fewer facts contain a word, the more it weighs. Another fact is added only if it
         covers much of what is still missing.
         """
         asked, bags = words(question), self._bags
@@ -85,19 +85,19 @@ class Facts:
         return [self.sentences[place] for place in sorted(picked)], next(iter(picked.values()), 0.0)
 
     def sharing(self, question: str) -> list[str]:
-        """Return the facts that share a word with a question, each once."""
+        """Return the facts that share a word with a question, without duplicates."""
         asked, pairs = words(question), zip(self.sentences, self._bags, strict=True)
         return list(dict.fromkeys(sentence for sentence, bag in pairs if asked & bag))
 
 
 @dataclass
 class Prompt:
-    """The messages of a request, each sentence sorted by what it is."""
+    """The messages of a request, with their sentences sorted by kind."""
 
     question: str = ""
     instructions: list[str] = field(default_factory=list)
     facts: Facts = field(default_factory=lambda: Facts([]))
-    results: list[Facts] = field(default_factory=list)  # what tools returned last, one each
+    results: list[Facts] = field(default_factory=list)  # the latest result of each tool
     text: str = ""
 
     @cached_property
@@ -110,9 +110,9 @@ class Prompt:
 
 
 def read(messages: Sequence[Message]) -> Prompt:
-    """Sort a prompt: the last message of the user asks, all others instruct or tell.
+    """Sort a prompt: the user's last message asks, all others instruct or state facts.
 
-    What tools returned last is all that then tells.
+    If the prompt ends with results of tools, only those are facts.
     """
     prompt = Prompt(text="\n".join(map(_text, messages)))
     asking = max((i for i, m in enumerate(messages) if m.role == "user"), default=-1)
@@ -129,10 +129,10 @@ def read(messages: Sequence[Message]) -> Prompt:
                 facts.append(sentence)
     results = [*takewhile(lambda m: m.role == "tool", reversed(messages))][::-1]
     prompt.results = [Facts(found) for m in results if (found := list(_sentences(_text(m))))]
-    if prompt.results:  # what was looked up is said, near or not
+    if prompt.results:  # say what was looked up, near or not
         facts = [sentence for result in prompt.results for sentence in result.sentences]
         prompt.instructions = [i for i in prompt.instructions if not ABSTAIN.match(i)]
-    if not facts:  # then the line that asks is all there is: "Boots are warm. Are boots warm?"
+    if not facts:  # then there is only the line that asks: "Boots are warm. Are boots warm?"
         facts = [s for s in _sentences(prompt.question) if not s.endswith("?")]
     prompt.facts = Facts(facts)
     return prompt
@@ -141,7 +141,7 @@ def read(messages: Sequence[Message]) -> Prompt:
 def _text(message: Message) -> str:
     if message.role == "tool":
         return _plain(message.text)
-    # A note of ours in an earlier answer is no fact.
+    # Our own note in an earlier answer is not a fact.
     return re.sub(re.escape(NOT_SEEN) + r"[^)\n]*\)", "", message.text)
 
 
@@ -158,7 +158,7 @@ def _plain(content: str) -> str:
 
 
 def _split_question(text: str) -> tuple[str, str]:
-    """Split off the line that asks: after "Question:", else with "?", else the last one."""
+    """Split off the line that asks: after "Question:", or else with "?", or else the last one."""
     lines = [line for line in text.splitlines() if line.strip()] or [""]
     marked = [line for line in lines if re.match(r"\W*question\s*:", line, re.IGNORECASE)]
     asking = [line for line in lines if line.rstrip().endswith("?")]
@@ -168,7 +168,7 @@ def _split_question(text: str) -> tuple[str, str]:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Yield the sentences of each line; what is in quotes is not split."""
+    """Yield the sentences of each line; text in quotes is not split."""
     for line in filter(str.strip, text.splitlines()):
         parts: list[str] = []
         straight = opened = 0

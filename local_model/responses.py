@@ -1,4 +1,4 @@
-"""The Responses API, outwards: an `Answer` becomes a response or its events."""
+"""The Responses API, outgoing: an `Answer` becomes a response or its events."""
 
 import time
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def _events(ask: Ask, answer: Answer, body: Json) -> Iterator[Event]:
 
 
 def _emptied(item: Json) -> Json:
-    """Return an item as it is announced: without what comes word by word."""
+    """Return an item as it is announced: without the text that comes word by word."""
     without: Json = {"message": {"content": []}, "function_call": {"arguments": ""}}
     return {**item, "status": "in_progress", **without.get(item["type"], {})}
 
@@ -103,7 +103,7 @@ def _usage(answer: Answer) -> Json:
 
 
 def _response(ask: Ask, body: Json, answer: Answer | None) -> Json:
-    """Return the response, or how it begins where there is no answer yet."""
+    """Return the response, or its beginning if there is no answer yet."""
     cut = answer is not None and answer.finish == "length"
     status = "incomplete" if cut else "completed"
     now = int(time.time())
@@ -142,7 +142,7 @@ def _response(ask: Ask, body: Json, answer: Answer | None) -> Json:
         "reasoning": reasoning,
         "safety_identifier": sent.get("safety_identifier"),
         "service_tier": "default",
-        "store": False,  # nothing is stored here, whatever was sent
+        "store": False,  # nothing is stored here, whatever you send
         "temperature": sent.get("temperature", 1.0),
         "text": text,
         "tool_choice": sent.get("tool_choice", "auto"),

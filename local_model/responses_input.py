@@ -1,4 +1,4 @@
-"""The Responses API, inwards: a body becomes an `Ask`."""
+"""The Responses API, incoming: a body becomes an `Ask`."""
 
 import json
 from dataclasses import replace
@@ -19,15 +19,15 @@ from local_model.rules import (
 from local_model.shape import Json, refuse
 
 UNSEEN = {"input_image": "image", "input_file": "file"}
-# Known to OpenAI, and refused here with a word why. The others that change nothing pass.
+# OpenAI knows these; here they are refused, with the reason. Others that change nothing pass.
 NOT_HERE = {
     "background": "it answers at once.",
     "background_options": "it answers at once.",
-    "context_management": "it compacts nothing.",
+    "context_management": "it never compacts anything.",
     "conversation": NOTHING_STORED,
     "moderation": "it has no moderation.",
     "previous_response_id": NOTHING_STORED,
-    "prompt": f"no prompt template is known: {NOTHING_STORED}",
+    "prompt": f"it knows no prompt templates: {NOTHING_STORED}",
 }
 
 
@@ -91,7 +91,7 @@ def _effort(model: Model, options: Json) -> str:
 
 
 def _tools(body: Json) -> tuple[tuple[Tool, ...], str]:
-    """Return the tools that may be called, and whether one may, must or must not be."""
+    """Return the tools that may be called, and whether a call is allowed, required or not."""
     tools = []
     for index, tool in enumerate(body.get("tools", [])):
         schema = tool.get("parameters") or {}
@@ -117,7 +117,7 @@ def _tools(body: Json) -> tuple[tuple[Tool, ...], str]:
 def _messages(body: Json) -> tuple[Message, ...]:
     """Return the conversation as chat completions would write it.
 
-    Calls that follow each other are one message of the assistant; what it thought is no
+    Calls that follow each other become one message of the assistant; its reasoning is not
     part of the prompt.
     """
     rows = [Message("system", (body["instructions"],))] if body.get("instructions") else []

@@ -1,4 +1,4 @@
-"""The shape of a response's request: every parameter in `openai` 3.57 and its type."""
+"""The shape of a Responses API request: every parameter in `openai` 3.57 and its type."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ OUTPUT_PARTS = {"output_text": OUTPUT_TEXT, "refusal": REFUSAL}
 
 
 def _message(value: Any, path: str) -> None:
-    """Accept a message of any role; the type of its parts depends on who speaks."""
+    """Accept a message of any role; the types of its parts depend on the role."""
     kind_of(value, path, dict)
     parts = OUTPUT_PARTS if value.get("role") == "assistant" else INPUT_PARTS
     fields(
@@ -134,7 +134,7 @@ def _tool(value: Any, path: str) -> None:
     FUNCTION_TOOL(value, path)
 
 
-# A choice of one of OpenAI's own tools passes here: what it names is then not among the tools.
+# Choosing one of OpenAI's own tools passes here; it is refused later, as it is not in `tools`.
 _CHOICES = (
     "custom mcp apply_patch shell programmatic_tool_calling file_search web_search_preview "
     "computer computer_use_preview computer_use web_search_preview_2025_03_11 image_generation "

@@ -1,6 +1,6 @@
-"""What OpenAI's models refuse although its form is right, the same for both protocols.
+"""What OpenAI's models refuse although its form is right, in both protocols.
 
-Found in the refusals that others reported: livekit/agents#7169, pipecat-ai/pipecat#4043,
+Collected from refusals that others reported: livekit/agents#7169, pipecat-ai/pipecat#4043,
 GoogleChromeLabs/webmcp-tools#417, BerriAI/litellm#34569, sashabaranov/go-openai#1061,
 anomalyco/opencode#4451. A parameter that is null counts as not sent.
 """
@@ -18,7 +18,7 @@ LOCAL = "The local model cannot do this: "
 
 
 def effort_of(model: Model, sent: str | None, param: str) -> str:
-    """Return the reasoning effort that is in force; refuse one that the model does not have."""
+    """Return the reasoning effort that applies; refuse one that the model does not have."""
     if sent is None:
         return model.default_effort
     refuse(
@@ -44,7 +44,7 @@ def _unsupported(param: str, instead: str = "") -> tuple[str, str, str]:
 
 
 def refuse_sampling(model: Model, effort: str, body: Mapping[str, Any]) -> None:
-    """Refuse what a model that reasons does not take, and what this one has not: logprobs."""
+    """Refuse what a reasoning model does not accept, and logprobs, which this one never has."""
     sent = {key for key in body if body[key] is not None}
     if effort != "none":
         temperature = body.get("temperature")
@@ -62,11 +62,11 @@ def refuse_sampling(model: Model, effort: str, body: Mapping[str, Any]) -> None:
         refuse("max_tokens" in sent, *_unsupported("max_tokens", instead))
         refuse("stop" in sent, *_unsupported("stop"))
     for key in ("logprobs", "top_logprobs"):
-        refuse(body.get(key), f"{LOCAL}it has no probabilities of tokens.", key)
+        refuse(body.get(key), f"{LOCAL}it has no token probabilities.", key)
 
 
 def refuse_chat_tools(model: Model, sent: str | None) -> None:
-    """Refuse function tools on chat completions where the model has them elsewhere only."""
+    """Refuse function tools on chat completions if the model only has them elsewhere."""
     told = f"Function tools with reasoning_effort are not supported for {model.name} in "
     told += "/v1/chat/completions. "
     match model.chat_tools:
@@ -82,7 +82,7 @@ def refuse_chat_tools(model: Model, sent: str | None) -> None:
 
 
 def refuse_too_long(messages: Sequence[Message], extra: str) -> None:
-    """Refuse a request with more text than this model reads without holding up others."""
+    """Refuse a request with more text than we can read without holding up others."""
     length = len(extra) + sum(len(m.text) + len(str(m.calls)) for m in messages)
     refuse(
         length > MOST_CHARACTERS,
@@ -94,7 +94,7 @@ def refuse_too_long(messages: Sequence[Message], extra: str) -> None:
 
 
 def refuse_options_without_stream(body: Json) -> None:
-    """Refuse options of a stream where none was asked for."""
+    """Refuse stream options if no stream was requested."""
     refuse(
         body.get("stream_options") is not None and not body.get("stream"),
         "The 'stream_options' parameter is only allowed when 'stream' is enabled.",

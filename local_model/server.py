@@ -1,4 +1,4 @@
-"""The routes and the pace. Requests are handled on the event loop alone."""
+"""The routes and the pace. Requests are handled only on the event loop."""
 
 import asyncio
 import hashlib
@@ -31,20 +31,20 @@ from local_model.usage import PromptCache
 FIRST_TOKEN_SECONDS = 0.010
 TOKEN_SECONDS = 0.001  # taken for each word
 EMBEDDING_SECONDS = 0.002
-# Of a body. Reading more would hold up everybody else.
+# Limits for a body. Reading more would hold up everybody else.
 MOST_BYTES = 20 * 1024 * 1024
 MOST_PARTS = 100_000  # braces, brackets and commas
 
 
 class Api:
-    """The endpoints of one server, which has a prompt cache of its own."""
+    """The endpoints of one server, which has its own prompt cache."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._cache = PromptCache()
 
     def routes(self) -> list[Route]:
-        """Return the table of contents."""
+        """Return all routes, in order."""
         return [
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/responses", self.responses, methods=["POST"]),
@@ -55,7 +55,7 @@ class Api:
         ]
 
     async def chat(self, request: Request) -> Response:
-        """Answer a chat completion."""
+        """Answer with a chat completion."""
         body, digest = await _read(request)
         ask = read_chat(body, digest, self._clock)
         answer = await self._answer(ask)
@@ -68,7 +68,7 @@ class Api:
         return _stream(chain(lines, [(False, "data: [DONE]\n\n")]), ask)
 
     async def responses(self, request: Request) -> Response:
-        """Answer a response."""
+        """Answer with a response."""
         body, digest = await _read(request)
         ask = read_response(body, digest, self._clock)
         answer = await self._answer(ask)
@@ -98,7 +98,7 @@ class Api:
         return answer_json({"object": "list", "data": rows})
 
     async def model(self, request: Request) -> Response:
-        """Tell about one model."""
+        """Describe one model."""
         name = request.path_params["id"]
         return answer_json(_model(name, find(name, self._clock)))
 
@@ -114,7 +114,7 @@ def _model(name: str, model: Model) -> Json:
 
 
 async def _read(request: Request) -> tuple[Json, str]:
-    """Return the body of a request, and a digest of it: a stream has that of a whole answer."""
+    """Return the body of a request, and its digest, which is the same with or without `stream`."""
     raw = await read_body(request)
     if len(raw) > MOST_BYTES:
         told = f"The body is larger than {MOST_BYTES // 1024**2} MiB, the limit of the local model."
@@ -125,7 +125,7 @@ async def _read(request: Request) -> tuple[Json, str]:
         body = json.loads(raw)
         if not isinstance(body, dict):
             raise ApiError("The JSON body of a request must be an object.")
-        # Fails for what could not be sent back: half a character, a number that is none.
+        # Fails for what could not be sent back: half a character, or a NaN.
         dump(body).encode()
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
@@ -139,7 +139,7 @@ def _seen(ask: Ask) -> dict[str, str]:
 
 
 async def _whole(answer: Answer) -> None:
-    """Take the time that an answer would take."""
+    """Take as long as a real answer would."""
     words = pieces(" ".join([answer.text, *(call.arguments for call in answer.calls)]))
     await asyncio.sleep(FIRST_TOKEN_SECONDS + len(words) * TOKEN_SECONDS)
 
@@ -156,7 +156,7 @@ def _stream(parts: Iterable[tuple[bool, str]], ask: Ask) -> Response:
 
 
 def application(clock: Clock = today) -> ASGIApp:
-    """Return the server as an ASGI application; `clock` tells the date of today."""
+    """Return the server as an ASGI application; `clock` returns today's date."""
     app = Starlette(
         routes=Api(clock).routes(),
         middleware=[Middleware(Loopback, refusal), Middleware(Keyed)],

@@ -1,8 +1,8 @@
-"""The shape of a request: which parameters, of which type, in which range, as OpenAI checks them.
+"""The shape of a request: its parameters, their types and ranges, as OpenAI checks them.
 
 A check takes a value and the path to it, and raises `ApiError` in OpenAI's own words.
-`fields(required, optional)` is an object with these keys and no other, `tagged` an object
-whose key names its kind, `by_type` a choice by JSON type.
+`fields(required, optional)` is an object with these keys and no others, `tagged` an object
+with a key that names its kind, and `by_type` a choice by JSON type.
 """
 
 import re
@@ -39,7 +39,7 @@ class ApiError(Exception):
 
 
 def refuse(holds: object, message: str, param: str | None = None, code: str | None = None) -> None:
-    """Raise an `ApiError` with status 400 where something holds."""
+    """Raise an `ApiError` with status 400 if something holds."""
     if holds:
         raise ApiError(message, param, code)
 
@@ -53,7 +53,7 @@ def listed(values: Collection[str]) -> str:
 
 
 def kind_of(value: Any, path: str, *kinds: type) -> None:
-    """Refuse a value of another JSON type. A boolean is no number; a whole number is a decimal."""
+    """Refuse any other JSON type. A boolean is not a number; a whole number is a decimal."""
     if type(value) in kinds or (type(value) is int and float in kinds):
         return
     expected, got = " or ".join(NAMES[kind] for kind in kinds), NAMES[type(value)]
@@ -62,13 +62,13 @@ def kind_of(value: Any, path: str, *kinds: type) -> None:
 
 
 def text(least: int = 0, most: int | None = None, pattern: str = "") -> Check:
-    """Accept a string of a length, and of a pattern."""
+    """Accept a string of the right length and pattern."""
 
     def check(value: Any, path: str) -> None:
         kind_of(value, path, str)
         size = len(value)
         if size >= least and most is None and not pattern:
-            return  # there are many of these
+            return  # most strings end here
         told = f"with {{}} length {{}}, but got a string with length {size} instead."
         refuse(
             size < least,
@@ -130,12 +130,12 @@ def flag(value: Any, path: str) -> None:
 
 
 def mapping(value: Any, path: str) -> None:
-    """Accept an object, whatever is in it."""
+    """Accept any object."""
     kind_of(value, path, dict)
 
 
 def anything(value: Any, path: str) -> None:
-    """Accept any value: something else says what is wrong with it."""
+    """Accept any value: something else checks it."""
 
 
 def one_of(*values: str) -> Check:
@@ -151,7 +151,7 @@ def one_of(*values: str) -> Check:
 
 
 def items(item: Check, least: int = 0, most: int = 2048) -> Check:
-    """Accept an array of so many items, each of which passes the check."""
+    """Accept an array of `least` to `most` items, if each passes the check."""
 
     def check(value: Any, path: str) -> None:
         kind_of(value, path, list)
@@ -177,7 +177,7 @@ def items(item: Check, least: int = 0, most: int = 2048) -> Check:
 
 
 def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    """Accept an object that has the required keys, perhaps optional ones, and no other."""
+    """Accept an object with the required keys, perhaps optional ones, and no others."""
     known = {**required, **(optional or {})}
 
     def check(value: Any, path: str) -> None:
@@ -197,7 +197,7 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
 
 def tagged(key: str, kinds: Mapping[str, Check], default: str | None = None) -> Check:
-    """Accept an object whose `key` names its kind, which says the rest."""
+    """Accept an object whose `key` names its kind, and check it as that kind."""
     known = one_of(*kinds)
 
     def check(value: Any, path: str) -> None:
@@ -214,7 +214,7 @@ def tagged(key: str, kinds: Mapping[str, Check], default: str | None = None) -> 
 
 
 def by_type(checks: Mapping[type, Check]) -> Check:
-    """Accept a value of one of several JSON types, each with a check of its own."""
+    """Accept a value of one of several JSON types, each with its own check."""
 
     def check(value: Any, path: str) -> None:
         kind_of(value, path, *checks)
@@ -224,12 +224,12 @@ def by_type(checks: Mapping[type, Check]) -> Check:
 
 
 def nullable(check: Check) -> Check:
-    """Accept null, too."""
+    """Accept null too."""
     return lambda value, path: None if value is None else check(value, path)
 
 
 def metadata(value: Any, path: str) -> None:
-    """Accept at most 16 pairs of strings, of at most 64 and 512 characters."""
+    """Accept at most 16 pairs: keys of at most 64 characters, strings of at most 512."""
     kind_of(value, path, dict)
     refuse(
         len(value) > 16,

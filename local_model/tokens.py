@@ -1,8 +1,8 @@
-"""Count tokens before the call, so that its price is known before it is spent.
+"""Count tokens before a call, so that you know its price before you pay it.
 
 OpenAI publishes the vocabularies of its models, and `tiktoken` counts with them. It
-fetches each one from the network at first use; where that does not work, the count
-is an estimate, and says so.
+fetches each one from the network when first used; if that fails, the count is an
+estimate, and says so.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from typing import Any
 import tiktoken
 
 FETCH_SECONDS = 2.0
-READ_SECONDS = 20.0  # from disk, on a machine that is very busy
+READ_SECONDS = 20.0  # from disk, on a very busy machine
 TOKENS_PER_MESSAGE = 3
 TOKENS_PER_NAME = 1
 TOKENS_OF_PRIMING = 3
 
 _OPENAI_LIKE = re.compile(r"(chat)?gpt-|o\d|text-embedding-")
-# One match, one token: an East Asian character, up to ten letters, up to three digits,
+# Each match is one token: an East Asian character, up to ten letters, up to three digits,
 # or a run of punctuation, of line breaks or of spaces.
 _ESTIMATE = re.compile(r"[\u2e80-\uffff]|[^\W\d_]{1,10}|\d{1,3}|_|[^\w\s]+|\n+| {2,}")
 
@@ -46,12 +46,12 @@ class TokenCount:
 
 
 def count_tokens(text: str, model: str) -> TokenCount:
-    """Return how many tokens a text is for a model.
+    """Return how many tokens a text has for a model.
 
-    Exact for OpenAI's models where their vocabulary is at hand: in tiktoken's cache, or
-    fetched within 2 s. Otherwise an estimate from the text alone, by the rule above:
-    measured on ten paragraphs of English prose it was 3 % off on average and 6 % at
-    worst, on Markdown and code up to 30 %. Other languages can be further off.
+    The count is exact for OpenAI's models if their vocabulary is in tiktoken's cache, or
+    arrives within 2 s. Otherwise it is an estimate by the rule above. On ten paragraphs of
+    English prose it was off by 3 % on average and 6 % at worst; on Markdown and code, by up
+    to 30 %. Other languages can be further off.
 
     `count_tokens("How long do I have?", "gpt-4o-mini") -> TokenCount(tokens=6, exact=True)`
     """
@@ -59,17 +59,17 @@ def count_tokens(text: str, model: str) -> TokenCount:
     encoding = _vocabularies.get(name) if name else None
     if encoding is None:
         return TokenCount(len(_ESTIMATE.findall(text)), exact=False)
-    # "ordinary": a user may type <|endoftext|>, which is then text like any other.
+    # "ordinary": if a user types <|endoftext|>, it is text like any other.
     return TokenCount(len(encoding.encode_ordinary(text)), exact=known)
 
 
 def count_message_tokens(messages: Iterable[Mapping[str, Any]], model: str) -> TokenCount:
-    """Return how many prompt tokens a chat is for a model, before it is sent.
+    """Return how many prompt tokens a chat has for a model, before you send it.
 
-    Adds what the chat format costs, as OpenAI's cookbook documents it in "How to count
-    tokens with tiktoken": 3 tokens per message, 1 for a name, and 3 that prime the answer.
-    OpenAI does not document tool calls and images: the former are counted as JSON, the
-    latter are not counted at all, and the sum is then an estimate.
+    This adds what the chat format costs, as OpenAI's cookbook explains in "How to count
+    tokens with tiktoken": 3 tokens per message, 1 for a name, and 3 to prime the answer.
+    OpenAI does not document tool calls and images. Tool calls are counted as JSON, images
+    are not counted at all, and the sum is then an estimate.
     """
     counts = [TokenCount(TOKENS_OF_PRIMING, exact=True)]
     for message in messages:
@@ -89,18 +89,18 @@ def count_message_tokens(messages: Iterable[Mapping[str, Any]], model: str) -> T
 
 
 def is_exact(model: str) -> bool:
-    """Tell, without loading anything, whether texts for this model are counted, not estimated."""
+    """Tell, without loading anything, if texts for this model are counted and not estimated."""
     name, known = _encoding_name(model)
     return known and name is not None and _is_cached(name)
 
 
 def start_loading() -> None:
-    """Start to load the vocabulary of today's models, in a thread, without waiting for it."""
+    """Start loading the vocabulary of today's models in a thread, without waiting for it."""
     _vocabularies.start("o200k_base")
 
 
 async def loaded(model: str) -> None:
-    """Wait, on an event loop, until texts for this model can be counted without a wait."""
+    """Wait, on an event loop, until texts for this model can be counted at once."""
     name, _ = _encoding_name(model)
     if name:
         await _vocabularies.wait(name)
@@ -111,12 +111,12 @@ def _encoding_name(model: str) -> tuple[str | None, bool]:
     model = model.lower().removeprefix("openai/")
     try:
         return tiktoken.encoding_name_for_model(model), True
-    except KeyError:  # a newer one of OpenAI's, or somebody else's
+    except KeyError:  # a newer model of OpenAI's, or somebody else's
         return ("o200k_base" if _OPENAI_LIKE.match(model) else None), False
 
 
 class _Vocabularies:
-    """The vocabularies of this process. One that did not come in time stays away.
+    """The vocabularies of this process. One that does not arrive in time is never used.
 
     tiktoken downloads without a timeout, so each is loaded in a thread that can be left
     behind: a daemon does not keep the process alive. The lock is never held while waiting.
@@ -129,7 +129,7 @@ class _Vocabularies:
         self._seconds_left = FETCH_SECONDS
 
     def start(self, name: str) -> threading.Thread | None:
-        """Start to load, once; return the thread, or None where none can be started any more."""
+        """Start loading, once; return the thread, or None if no more threads can start."""
         with self._lock:
             if name not in self._loading:
                 found: list[tiktoken.Encoding] = []
@@ -142,7 +142,7 @@ class _Vocabularies:
             return self._loading[name][0]
 
     def get(self, name: str) -> tiktoken.Encoding | None:
-        """Return a vocabulary, after a wait if need be, or None if it did not come in time."""
+        """Return a vocabulary, waiting if necessary, or None if it does not arrive in time."""
         if name not in self._loaded:
             started = time.monotonic()
             if thread := self.start(name):
@@ -151,10 +151,10 @@ class _Vocabularies:
         return self._loaded[name]
 
     async def wait(self, name: str) -> None:
-        """Wait for the same time, without holding up the event loop."""
+        """Wait as long as `get` would, without holding up the event loop."""
         if name not in self._loaded:
             started, patience, thread = time.monotonic(), self._patience(name), self.start(name)
-            # A thread can set no asyncio.Event: asked again and again.
+            # A thread cannot set an asyncio.Event, so this asks again and again.
             while thread and thread.is_alive() and time.monotonic() < started + patience:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             self._decide(name, started)
@@ -177,7 +177,7 @@ def _is_cached(name: str) -> bool:
     elsewhere = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
     folder = Path(elsewhere or Path(tempfile.gettempdir(), "data-gym-cache"))
     file = folder / hashlib.sha1(address.encode(), usedforsecurity=False).hexdigest()
-    return file.exists() and file.stat().st_size > 1_000_000  # what is cut off is fetched anew
+    return file.exists() and file.stat().st_size > 1_000_000  # a partial file is fetched again
 
 
 def _fetch(name: str, found: list[tiktoken.Encoding]) -> None:

@@ -5,17 +5,17 @@ from itertools import accumulate, takewhile
 from local_model.exchange import Ask
 from local_model.tokens import count_message_tokens, count_tokens
 
-# Parts that are not text are not looked at, and each counts as one image of 1024 x 1024 in
-# high detail does for gpt-4o: 85 + 4 tiles x 170, as OpenAI's guide "Images and vision" says.
+# Parts that are not text are ignored. Each counts as much as a 1024 x 1024 image in high
+# detail for gpt-4o: 85 + 4 tiles x 170, according to OpenAI's guide "Images and vision".
 UNSEEN_TOKENS = 765
 LEAST_CACHED = 1024  # tokens: a shorter prompt is not cached, as OpenAI documents
 STEP = 128
-BLOCK = 32  # characters by which beginnings are compared
-MOST_BLOCKS = 100_000  # kept, of all prompts together; the oldest go first
+BLOCK = 32  # characters: beginnings are compared block by block
+MOST_BLOCKS = 100_000  # kept for all prompts together; the oldest go first
 
 
 def count_input(ask: Ask) -> int:
-    """Return the tokens of a prompt: messages, tools and schema, and what is not looked at."""
+    """Return the tokens of a prompt: messages, tools, schema, and parts that are not text."""
     rows = [
         {
             "role": message.role,
@@ -34,14 +34,14 @@ class PromptCache:
     """Remembers the beginnings of prompts, as OpenAI's prompt cache does."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, None] = {}  # in the order in which they were last sent
+        self._seen: dict[int, None] = {}  # in the order they were last sent
 
     def look_up(self, ask: Ask, tokens: int) -> tuple[int, int]:
-        """Return how many tokens of a prompt were cached, and how many now are written.
+        """Return how many tokens of a prompt were cached, and how many are written now.
 
-        As OpenAI documents its cache: the longest beginning that was sent before, to this
-        model, from 1,024 tokens on, in steps of 128. What is written is reported only by
-        the models that bill it.
+        As OpenAI documents, it caches the longest beginning that was sent to this model
+        before, from 1,024 tokens on, in steps of 128. Only models that charge for writing
+        report how much they wrote.
         """
         if tokens < LEAST_CACHED or not ask.caches:
             return 0, 0

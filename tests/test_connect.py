@@ -153,7 +153,7 @@ def test_a_child_process_joins_its_parent(desk: Desk) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "both keys" not in ran.stdout
     assert ran.stdout.count("Answers come from the local model, priced as gpt-6-luna") == 2
-    assert f"stand-in on http://127.0.0.1:{desk.port}, the file" in ran.stdout
+    assert f"stand-in at http://127.0.0.1:{desk.port}, in the file" in ran.stdout
     assert "Boots are warm." in ran.stdout
     assert "└─ OpenAI-generation" in ran.stdout
     assert ran.stdout.split()[-1] == "0"
@@ -227,7 +227,7 @@ def test_a_port_of_another_program_is_left_alone(desk: Desk) -> None:
     with somebody_else(desk.port):
         ran = desk.run(*CHILD)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert f"Port {desk.port} is held by another program" in ran.stdout
+    assert f"Port {desk.port} is in use by another program" in ran.stdout
     own = re.search(r"http://127.0.0.1:(\d+)/project", ran.stdout)
     assert own
     assert own[1] != str(desk.port)
@@ -241,7 +241,7 @@ def test_a_stand_in_with_another_file_is_named_and_left_alone(lasts: bool, desk:
     ran = desk.run(*CHILD)
     server.stop()
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert f"Port {desk.port} is held by a local Langfuse with the file {other}" in ran.stdout
+    assert f"Port {desk.port} is in use by a local Langfuse with the file {other}" in ran.stdout
     assert "└─ OpenAI-generation" in ran.stdout
     with desk.serving() as client:
         assert len(stored_observations(client)) == 2
@@ -253,8 +253,8 @@ def test_only_a_stand_in_that_lasts_is_joined(lasts: bool, desk: Desk) -> None:
     ran = desk.run(*CHILD)
     server.stop()
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert (f"on http://127.0.0.1:{desk.port}, the file" in ran.stdout) is lasts
-    assert (f"Port {desk.port} is held by" in ran.stdout) is not lasts
+    assert (f"at http://127.0.0.1:{desk.port}, in the file" in ran.stdout) is lasts
+    assert (f"Port {desk.port} is in use by" in ran.stdout) is not lasts
 
 
 def test_a_local_model_that_was_named_is_labelled(desk: Desk) -> None:

@@ -82,7 +82,7 @@ def test_runs_twice_without_duplicates(lesson: str, first_run: Ran, second_run: 
         promised = promised_trees((TOP / lesson).read_text())
         assert sorted(stored_trees(client)) == sorted(promised * 2)
     assert answers(first_run.process.stdout) == answers(second_run.process.stdout)
-    running = f"stand-in on http://127.0.0.1:{second_run.desk.port}, the file"
+    running = f"stand-in at http://127.0.0.1:{second_run.desk.port}, in the file"
     assert running in second_run.process.stdout, "it was there to be used"
 
 
@@ -146,7 +146,7 @@ def test_says_what_to_do_when_langfuse_is_down(lesson: str, desk: Desk) -> None:
 
 # Where a server goes wrong in this way, this lesson ends with this status and these words.
 GOES_WRONG = [
-    ("01", "a page", 1, "another form than OpenAI's"),
+    ("01", "a page", 1, "did not answer in OpenAI's format"),
     ("02", "no choices", 1, "4 of the sections failed: 1. Change one import"),
     ("02", "no responses", 1, "2 of the sections failed"),
     ("02", "an error in the stream", 1, "2 of the sections failed: 3. Stream"),

@@ -161,14 +161,14 @@ def with_part(part: Any) -> Any:
         (with_part({"type": "array"}), None, None, "lacks a part"),
         (with_part({"$ref": "#/properties/a"}), None, None, "refers to itself"),
         (with_part({"type": "array", "items": {"$ref": "#"}}), None, None, "nested too deeply"),
-        (with_part("string"), None, None, "no object"),
+        (with_part("string"), None, None, "not an object"),
         # known to OpenAI, and beyond this model
-        ({"n": 2}, "n", None, "one answer only"),
-        ({"logprobs": True}, "logprobs", None, "no probabilities"),
+        ({"n": 2}, "n", None, "only one answer"),
+        ({"logprobs": True}, "logprobs", None, "no token probabilities"),
         ({"modalities": ["text", "audio"]}, "modalities", None, "no audio"),
         ({"web_search_options": {}}, "web_search_options", None, "no access to the web"),
         ({"functions": [FUNCTION]}, "functions", None, "deprecated"),
-        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0]", None, "functions only"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0]", None, "only calls functions"),
         (said(LONG), "messages", "context_length_exceeded", "at most 200000"),
     ],
 )

@@ -338,7 +338,7 @@ def test_filters_add_up_and_can_be_cleared(shop: Shop, tab: Page) -> None:
     tab.get_by_role("link", name="Clear the filters").click()
     expect(tab.locator(".more span")).to_have_text("50 shown")
     opened(tab, shop.client, "/traces?name=nothing-is-called-so")
-    expect(tab.locator("main")).to_contain_text("No trace fits these filters.")
+    expect(tab.locator("main")).to_contain_text("No trace matches these filters.")
 
 
 def test_every_trace_is_on_one_page(shop: Shop, tab: Page) -> None:

@@ -80,7 +80,7 @@ def test_a_server_that_was_started_again_is_asked_again(
         opened(tab, client, "/")
         expect(tab.locator("table")).to_contain_text("step-1")
     refreshed(tab)
-    expect(tab.locator("#said")).to_contain_text("is it still running?")
+    expect(tab.locator("#said")).to_contain_text("Is it still running?")
     with serving(db, client.base_url.port or 0) as client:
         send(client, span(2), {**span(3), "traceId": f"{7:032x}"})
         refreshed(tab)
@@ -170,7 +170,7 @@ def test_hostile_text_is_shown_as_text_and_never_runs(
     opened(
         tab, fresh, f"/project/local/traces?{httpx.QueryParams({'name': ATTACK, 'cursor': ATTACK})}"
     )
-    expect(tab.get_by_role("alert")).to_have_text("cursor must be the one of the page before")
+    expect(tab.get_by_role("alert")).to_have_text("cursor must come from the page before")
     assert tab.evaluate("window.__hacked") is None
     assert all("400" in text for text in wrong)
     wrong.clear()
@@ -455,7 +455,7 @@ def test_a_long_search_says_how_far_it_is(fresh: httpx.Client, tab: Page) -> Non
     while not held and time.monotonic() < deadline:
         tab.evaluate("0")  # meanwhile Playwright tells of the request that is held
     held[0].continue_()
-    expect(tab.locator("main")).to_contain_text("No trace fits these filters.")
+    expect(tab.locator("main")).to_contain_text("No trace matches these filters.")
 
 
 def test_a_filter_that_cannot_be_read_is_not_left_out(fresh: httpx.Client, tab: Page) -> None:
@@ -518,7 +518,7 @@ def test_a_list_of_users_that_is_cut_says_so(fresh: httpx.Client, tab: Page) -> 
     expect(rows.first.locator("[data-label=Traces]")).to_have_text("1")
     expect(rows.first.locator("[data-label='Model calls']")).to_have_text("1")
     expect(tab.locator("main")).to_contain_text(
-        "more than the Metrics API counts in one answer, which is 1,000"
+        "more than the 1,000 that the Metrics API returns in one answer"
     )
 
 

@@ -1,16 +1,16 @@
-// The public API, asked as a script would.
+// Calls of the public API, as a script would make them.
 
 import { isPriced, openView, withQuery } from "./base.js";
 
-export const MOST = 1000; // what the API allows: rows of an answer, options of a condition
-const ADDRESS_LENGTH = 48_000; // the server reads 64 kB of a request's head
+export const MOST = 1000; // the API's limit: rows in an answer, options in a condition
+const ADDRESS_LENGTH = 48_000; // the server reads at most 64 kB of address and headers
 
 async function request(url, signal) {
   try {
     return await fetch(url, { signal, cache: "no-store" });
   } catch (error) {
     if (signal.aborted) throw error;
-    throw new Error("The local instance does not answer: is it still running?");
+    throw new Error("The local instance is not answering. Is it still running?");
   }
 }
 
@@ -19,7 +19,7 @@ export async function get(name, query = {}) {
   const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== null);
   const url = withQuery(`/api/public/${name}`, given);
   let answer = await request(url, signal);
-  if (answer.status === 401) { // the server was started again: to read the page is to sign in
+  if (answer.status === 401) { // the server was restarted: loading the page signs in again
     await request("/", signal);
     answer = await request(url, signal);
   }
@@ -28,7 +28,7 @@ export async function get(name, query = {}) {
   return body;
 }
 
-/** All rows of a list that goes on with a cursor. */
+/** All rows of a list that is paged with a cursor. */
 export async function all(name, query) {
   const rows = [];
   let cursor;
@@ -40,7 +40,7 @@ export async function all(name, query) {
   return rows;
 }
 
-/** All rows of a list that numbers its pages. */
+/** All rows of a list with numbered pages. */
 export async function pages(name, query = {}) {
   const page = (number) => get(name, { ...query, limit: 100, page: number });
   const first = await page(1);
@@ -56,14 +56,14 @@ export const IS_ROOT = where("boolean", "isRootObservation", "=", true);
 export const IS_CALL = among("type", ["GENERATION", "EMBEDDING"]);
 export const EVER = { fromTimestamp: "2000-01-01T00:00:00Z", toTimestamp: "2100-01-01T00:00:00Z" };
 
-/** A page of observations for which all conditions of `filter` hold, the newest first. */
+/** A page of observations that meet all conditions in `filter`, newest first. */
 export const observations = (filter, query) => get("v2/observations", { filter: JSON.stringify(filter), ...query });
 export const allObservations = (filter, fields) =>
   all("v2/observations", { filter: JSON.stringify(filter), limit: MOST, fields });
 
 /**
- * Rows of the Metrics API: `metrics("observations", ["sum totalCost"], { by: ["userId"] })`. A `top` says by which of
- * the names the rows are ordered, the largest first: without one Langfuse does not group by user, session or trace.
+ * Rows of the Metrics API: `metrics("observations", ["sum totalCost"], { by: ["userId"] })`. `top` is the name to sort
+ * by, largest first: without it, Langfuse does not group by user, session or trace.
  */
 export async function metrics(view, names, { by = [], filters = [], top, ...more } = {}) {
   const query = {
@@ -76,7 +76,7 @@ export async function metrics(view, names, { by = [], filters = [], top, ...more
   return (await get("v2/metrics", { query: JSON.stringify(query) })).data;
 }
 
-/** What `ask` brings for these texts, which may be too many for one address. */
+/** What `ask` returns for these texts, in several requests if they are too long for one address. */
 export async function inParts(texts, ask) {
   const parts = [[]];
   let length = 0;
@@ -91,7 +91,7 @@ export async function inParts(texts, ask) {
   return (await Promise.all(parts.filter((part) => part.length).map(ask))).flat();
 }
 
-/** How many observations are stored: cheap to ask for, whatever a view shows of them. */
+/** How many observations are stored: a cheap request that works for every view. */
 export async function countStored() {
   const [row] = await metrics("observations", ["count count"]);
   return row?.count_count ?? 0;
@@ -104,17 +104,17 @@ export const countAll = () => Promise.all([
   metrics("scores-categorical", ["count count"]),
 ]);
 
-/** Calls without a total cost: those of unknown cost, and what used nothing, which `isPriced` tells apart. */
+/** Calls without a total cost: their cost is unknown, or they used nothing. `isPriced` tells them apart. */
 export const NO_COST = [isFilled("model"), where("null", "totalCost", "is null", "")];
 
-/** The newest calls of unknown cost, which no sum contains, and whether that is all of them. */
+/** The newest calls of unknown cost, which are in no sum, and whether these are all of them. */
 export async function unpricedCalls(filters) {
   const query = { limit: MOST, fields: "core,basic,model,usage" };
   const { data, meta } = await observations([...NO_COST, ...filters], query);
   return { rows: data.filter((row) => !isPriced(row)), isAll: !meta.cursor };
 }
 
-/** Tokens and cost out of a row of the Metrics API, to which no cost, an unknown cost and $0 are all 0. */
+/** Tokens and cost from a row of the Metrics API, where no cost, an unknown cost and $0 are all 0. */
 export function summed(row, { unknown, free = false }) {
   const tokens = row?.sum_totalTokens ?? 0;
   return { tokens, cost: row?.sum_totalCost || (free || (tokens && !unknown) ? 0 : null), unknown };

@@ -16,7 +16,7 @@ function decoded(part) {
   try {
     return decodeURIComponent(part);
   } catch {
-    return part; // not made by this page
+    return part; // this page did not create the address
   }
 }
 
@@ -39,14 +39,14 @@ async function open() {
   try {
     await view(id);
   } catch (error) {
-    if (!signal.aborted) show(title("This could not be read"), h("p", { role: "alert" }, error.message));
+    if (!signal.aborted) show(title("This could not be loaded"), h("p", { role: "alert" }, error.message));
   }
   if (!signal.aborted) main.removeAttribute("aria-busy");
 }
 
 addEventListener("go", open);
 addEventListener("popstate", () => {
-  if (address() !== opened) open(); // a link to a place on the page, such as #main, is no other view
+  if (address() !== opened) open(); // a link within the page, such as #main, does not change the view
 });
 addEventListener("click", (event) => {
   const to = event.target.closest?.("a[href^='/project/']");

@@ -1,19 +1,19 @@
-// What every view needs: to follow what is stored, to draw, and the texts of values.
-// Whatever a trace contains becomes a text node or an attribute, never HTML.
+// What every view needs: following what is stored, drawing, and showing values as text.
+// Anything in a trace becomes a text node or an attribute, never HTML.
 
 const BASE = "/project/local";
 const LIVE_MS = 2000;
 const main = document.getElementById("main");
 const said = document.getElementById("said");
 
-// One view is open at a time. All that a view waits for is the API, and leaving the view aborts that:
-// a view that was left never goes on, and cannot draw over the next.
+// One view is open at a time. A view only ever waits for the API, and leaving the view aborts that wait.
+// So a view that you left stops, and cannot draw over the next one.
 
 let leaving = new AbortController();
 let opened = null;
 let shownLast = null;
 
-/** Leave the view that is open for that of this name; return the signal that tells it when it is left in its turn. */
+/** Leave the open view for the one with this name; return the signal that tells the new one when you leave it. */
 export function leaveFor(name) {
   opened = name;
   leaving.abort();
@@ -24,15 +24,15 @@ export function leaveFor(name) {
 
 export const openView = () => leaving.signal;
 
-/** Open an address of this page. */
+/** Open an address within this page. */
 export function go(url, replaces = false) {
   history[replaces ? "replaceState" : "pushState"](null, "", url);
   dispatchEvent(new Event("go"));
 }
 
 /**
- * Call `draw` with what `ask` brings, and again whenever that has changed, while the view is open and can be seen.
- * `ask` comes every two seconds, so it asks for something small: a count, a list of ids.
+ * Call `draw` with what `ask` returns, and again whenever that changes, while the view is open and visible.
+ * `ask` runs every two seconds, so it should ask for something small: a count, a list of ids.
  */
 export async function follow(ask, draw) {
   const { signal } = leaving;
@@ -56,7 +56,7 @@ export async function follow(ask, draw) {
   setTimeout(again, LIVE_MS);
 }
 
-/** Do what a person asked for in the open view; say what went wrong. */
+/** Do what the user asked for in the open view; if it fails, say why. */
 export async function attempt(work) {
   const { signal } = leaving;
   try {
@@ -66,9 +66,9 @@ export async function attempt(work) {
   }
 }
 
-// Drawing. A view makes all its elements anew from what it knows, and `show` brings the page up to them,
-// changing only what differs: so the focus, the scroll, a selection and what was opened stay with the person.
-// A handler therefore finds its elements by its event: those that were made with it may never be shown.
+// Drawing. A view creates all its elements again from what it knows, and `show` changes only what differs on the
+// page. So the user keeps the focus, the scroll position, the selection and whatever was opened. A handler must
+// find its elements through its event: the ones created with it may never be shown.
 
 const isGiven = (child) => child !== null && child !== undefined && child !== false;
 
@@ -84,7 +84,7 @@ function filled(node, props, children) {
   return node;
 }
 
-/** An HTML element: `h("a", { href }, "text", more)`; a child that is null or false is left out. */
+/** An HTML element: `h("a", { href }, "text", more)`; children that are null or false are left out. */
 export const h = (tag, props, ...children) => filled(document.createElement(tag), props, children);
 
 /** An SVG element. */
@@ -96,11 +96,11 @@ export function show(...nodes) {
   shownLast = opened;
   const focused = document.activeElement;
   updateChildren(main, h("div", {}, nodes));
-  // To move an element takes the focus away from it.
+  // Moving an element takes the focus away from it.
   if (focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
 }
 
-/** Bring `old` up to `fresh`. What has `data-own` belongs to the person: it stays as it is. */
+/** Make `old` look like `fresh`. An element with `data-own` belongs to the user and stays as it is. */
 function update(old, fresh) {
   if (old.nodeName !== fresh.nodeName || old.dataset?.key !== fresh.dataset?.key) return old.replaceWith(fresh);
   if (old.nodeType === Node.TEXT_NODE) {
@@ -119,15 +119,15 @@ function update(old, fresh) {
 }
 
 function setAttribute(node, name, value) {
-  if (name === "style") node.style.cssText = value ?? ""; // the policy forbids to set this attribute
+  if (name === "style") node.style.cssText = value ?? ""; // the policy forbids setting this attribute
   else if (value === null) node.removeAttribute(name);
   else node.setAttribute(name, value);
-  // What a person typed or chose hides these attributes, until they change.
+  // What the user typed or chose hides these attributes until they change.
   if (name === "value") node.value = value ?? "";
   if (name === "checked" || name === "selected") node[name] = value !== null;
 }
 
-/** Children with `data-key` are found again by it, wherever they are now; others by their place. */
+/** Children with `data-key` are found again by their key, wherever they are now; others by their position. */
 function updateChildren(old, fresh) {
   const keyOf = (node) => node.dataset?.key;
   const wanted = new Set([...fresh.children].map(keyOf));
@@ -138,7 +138,7 @@ function updateChildren(old, fresh) {
   let next = old.firstChild;
   for (const child of [...fresh.childNodes]) {
     const same = keyOf(child) === undefined ? next : byKey.get(keyOf(child));
-    byKey.delete(keyOf(child)); // nothing keeps two spans from having one id
+    byKey.delete(keyOf(child)); // two spans may have the same id
     if (!same) {
       old.insertBefore(child, next);
       continue;
@@ -170,7 +170,7 @@ export function title(text, ...more) {
 }
 
 /**
- * A table, whose rows become cards on a narrow screen. A column is [label, cell of a row, class];
+ * A table whose rows become cards on a narrow screen. A column is [label, function from row to cell, class];
  * `keyOf` tells the rows apart when the table is drawn again.
  */
 export function table(name, columns, rows, keyOf = () => null) {
@@ -183,14 +183,14 @@ export function table(name, columns, rows, keyOf = () => null) {
   return h("table", { "aria-label": name }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body));
 }
 
-/** Pairs of a name and what is known of it; a pair without a value is left out. */
+/** Names with their values; a name without a value is left out. */
 export function facts(pairs) {
   const known = pairs.filter(([, value]) => value && value.length !== 0);
   return h("dl", { class: "facts" }, known.map(([key, value]) => h("div", {}, h("dt", {}, key), h("dd", {}, value))));
 }
 
 export const nothing = (what, command, why) => h("section", { class: "nothing" },
-  h("h2", {}, what), h("p", {}, why), h("pre", {}, command), h("p", {}, "This page shows it as soon as it is stored."));
+  h("h2", {}, what), h("p", {}, why), h("pre", {}, command), h("p", {}, "It appears here as soon as it is stored."));
 
 export const scoreText = ({ value, dataType }) => (dataType === "NUMERIC" ? rounded(value) : String(value));
 export const scoreTable = (scores) => table("Scores", [
@@ -214,7 +214,7 @@ export function usd(n) {
   return `$${Number(n.toPrecision(3)).toFixed(10).replace(/\.?0+$/, "")}`;
 }
 
-/** Milliseconds as a person reads them; null where there are none. */
+/** Milliseconds as readable text; null if there are none. */
 export function lasted(ms) {
   if (ms === null || ms === undefined) return null;
   if (ms > 0 && ms < 1) return `${ms.toFixed(2)} ms`;
@@ -224,7 +224,7 @@ export function lasted(ms) {
   return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
 }
 
-/** Milliseconds since 1970 of a time with microseconds, which Date.parse would cut off. */
+/** Milliseconds since 1970 for a time with microseconds, which Date.parse would cut off. */
 export function ms(time) {
   const [, second, fraction = "0"] = /^(.{19})(?:\.(\d+))?/.exec(time);
   return Date.parse(`${second}Z`) + Number(`0.${fraction}`) * 1000;
@@ -239,7 +239,7 @@ export const LEVELS = ["DEBUG", "DEFAULT", "WARNING", "ERROR"];
 export const worst = (levels) => LEVELS[Math.max(...levels.map((level) => LEVELS.indexOf(level)))] ?? "DEFAULT";
 export const isPriced = (row) => Object.keys(row.costDetails).length > 0;
 
-/** What observations come to. A call whose price is not known has no costDetails: that is not $0. */
+/** The totals of observations. A call with an unknown price has no costDetails, which is not $0. */
 export function totals(rows) {
   const priced = rows.filter(isPriced);
   return {
@@ -266,7 +266,7 @@ export function shown(value) {
   return typeof known === "object" ? h("div", { class: "json" }, json(known)) : h("pre", {}, String(known));
 }
 
-/** A text as what it says, where it is JSON. A number that JavaScript would round stays a text. */
+/** The value of a text that is JSON, or the text itself. A number that JavaScript would round stays text. */
 export function parsed(text) {
   if (!/^\s*[[{"]/.test(text)) return text;
   const exact = (_, value, context) =>

@@ -1,4 +1,4 @@
-// Charts: a figure with an SVG, the values under the pointer, and a table behind it for the keyboard and the ear.
+// Charts: a figure with an SVG, the values under the pointer, and a table for keyboards and screen readers.
 
 import { h, s, shorter, sum, table, unique } from "./base.js";
 
@@ -7,9 +7,9 @@ const HEIGHT = 200;
 const FOOT = 22;
 const HEAD = 8;
 const ROW = 34;
-const CHARACTER = 6.6; // how wide one is, about
+const CHARACTER = 6.6; // its width, roughly
 
-/** Give each name a colour that no other has, as far as they go; one that is in `known` keeps its colour. */
+/** Give each name its own colour until the colours run out; a name in `known` keeps its colour. */
 export function coloured(known, names) {
   for (const name of known.keys()) {
     if (!names.includes(name)) known.delete(name);
@@ -23,8 +23,8 @@ export function coloured(known, names) {
 const classOf = ({ colour = "rest" }) => `series-${colour}`;
 
 /**
- * A figure of series with one value a bucket (null where there is none). Its kind is bars, which are stacked, lines, or
- * rows: one bar a bucket. Without series it is still waiting for them.
+ * A figure of series with one value per bucket (null if there is none). Its kind is bars, which are stacked; lines; or
+ * rows, with one bar per bucket. Without series, it is still waiting for them.
  */
 export function chart({ name, note, buckets = [], series, format, kind = "bars" }) {
   const all = series ?? [];
@@ -47,7 +47,7 @@ export function chart({ name, note, buckets = [], series, format, kind = "bars" 
     ]);
 }
 
-/** Series without a colour of their own are one together. */
+/** Merge the series that have no colour of their own into one. */
 function withOthersAsOne(series, buckets) {
   const others = series.filter((one) => one.colour === undefined);
   if (others.length < 2) return series;
@@ -56,7 +56,7 @@ function withOthersAsOne(series, buckets) {
 }
 
 function drawing({ buckets, series, format, kind }) {
-  const width = document.querySelector(".canvas")?.clientWidth; // they are all as wide
+  const width = document.querySelector(".canvas")?.clientWidth; // all have the same width
   if (!width) return null;
   const lines = (i) => series
     .filter((one) => one.values[i] !== null && (kind !== "bars" || one.values[i]))
@@ -85,14 +85,14 @@ function point(event, lines) {
   Object.assign(tip.style, { top: `${event.clientY - box.top + 14}px`, left: `${left}px` });
 }
 
-/** The least round number that is no smaller; its half is a whole number, where the values are. */
+/** The smallest round number that is not below `most`; for whole values, half of it is whole too. */
 function nice(most, isWhole) {
   const unit = 10 ** Math.floor(Math.log10(most || 1));
   const fits = (n) => n >= most * 0.999 && (!isWhole || n % 2 === 0);
   return [1, 1.2, 1.6, 2, 3, 4, 6, 8, 10].map((n) => n * unit).find(fits);
 }
 
-/** Bars or lines: the height, and what is drawn, from back to front. */
+/** Bars or lines: the height, and what to draw, from back to front. */
 function overTime(width, buckets, series, format, kind, zone) {
   const valueAt = (one, j) => one.values[j] ?? 0;
   const stacked = (j, upTo = series.length) => sum(series.slice(0, upTo), (one) => valueAt(one, j));
@@ -132,7 +132,7 @@ function overTime(width, buckets, series, format, kind, zone) {
   return [HEIGHT, [grid, labels], series.map(kind === "bars" ? bars : line), zones];
 }
 
-/** One bar a bucket, below each other. */
+/** One bar per bucket, one below the other. */
 function rows(width, buckets, one, format, zone) {
   const most = Math.max(...one.values) || 1;
   const bars = buckets.map((name, i) => {

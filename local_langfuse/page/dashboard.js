@@ -1,4 +1,4 @@
-// Numbers over time, as charts: what was spent, how fast and how good it was.
+// Charts over time: what was spent, how fast the answers were, and how good.
 
 import { IS_CALL, IS_ROOT, MOST, among, countAll, isFilled, metrics, unpricedCalls, where } from "./api.js";
 import {
@@ -15,7 +15,7 @@ const PERIODS = {
   "90d": { name: "Last 90 days", hours: 90 * 24, granularity: "week" },
 };
 const percent = (share) => `${Number((share * 100).toPrecision(2))} %`;
-// They stand in this order, also while they are still read.
+// The charts appear in this order, even while they are still loading.
 const CHARTS = {
   cost: { name: "Cost by model", note: "US dollars", format: usd },
   calls: { name: "Model calls", note: "by model", format: whole },
@@ -29,7 +29,7 @@ const CHARTS = {
 const MODEL_SUMS = ["sum totalCost", "sum inputTokens", "sum outputTokens", "count count"];
 const PERCENTILES = ["p50", "p95", "p99"];
 const TAGS = 12;
-// The colour of a name, in all charts and as long as the page is open.
+// Each name keeps its colour in all charts, as long as the page is open.
 const modelColours = new Map();
 const scoreColours = new Map();
 
@@ -50,7 +50,7 @@ export async function dashboard() {
   draw();
   addEventListener("resize", draw, { signal: openView() });
 
-  // The period moves on with the clock, also where nothing new is stored.
+  // The period moves on with the clock, even if nothing new is stored.
   const step = granularity === "minute" ? HOUR_MS / 60 : HOUR_MS;
   const ask = async () => [...await countAll(), Math.floor(Date.now() / step)];
   let isDrawn = false;
@@ -88,7 +88,7 @@ function picker(chosen) {
   return h("select", { "aria-label": "Period", onchange }, options);
 }
 
-/** Rows of a model and a time as series of one of their values, each in the colour of its model. */
+/** Rows by model and time, as series of one of their values, each in its model's colour. */
 function byModel(rows, name, byTime) {
   const { series, ...times } = asSeries(rows, "providedModelName", name, byTime);
   const mostCalled = asSeries(rows, "providedModelName", "count_count", byTime).series.map((one) => one.name);
@@ -118,7 +118,7 @@ function ofCalls(rows, byTime) {
   };
 }
 
-/** What models cost; a model without a price has a series all the same, and no sum contains it. */
+/** What models cost. A model without a price gets a series too, but is in no sum. */
 function ofCosts(rows, byTime, unpriced) {
   const { series, ...times } = byModel(rows, "sum_totalCost", byTime);
   const total = sum(rows, (row) => row.sum_totalCost ?? 0);
@@ -133,8 +133,8 @@ function ofCosts(rows, byTime, unpriced) {
     },
     notes: [
       count > 0 && `The cost of ${unpriced.isAll ? "" : "at least "}${whole(count)} ${count === 1 ? "call" : "calls"} `
-        + `of ${free.join(", ")} is unknown: no sum here contains them. `,
-      rows.length === MOST && `The charts by model are cut: the Metrics API gives ${whole(MOST)} values in one answer.`,
+        + `of ${free.join(", ")} is unknown, so no sum here includes it. `,
+      rows.length === MOST && `Charts by model are incomplete: the Metrics API returns at most ${whole(MOST)} values.`,
     ],
   };
 }
@@ -176,7 +176,7 @@ async function readRest(period, byTime) {
   };
 }
 
-/** Rows of a time and a name as series, the largest first; `blank` stands where a name has no row. */
+/** Rows by time and name, as series, largest first; `blank` is the value where a name has no row. */
 function asSeries(rows, name, value, byTime, blank = 0) {
   const times = unique(rows.map((row) => row.time_dimension)).sort();
   const values = new Map(rows.map((row) => [`${row.time_dimension}\n${row[name]}`, row[value]]));
@@ -208,7 +208,7 @@ function asErrorRate(rows, byTime) {
   };
 }
 
-/** Cost by tag: by those of teams, where there are any. */
+/** Cost by tag: only by team tags, if there are any. */
 function asTags(rows) {
   const costOf = new Map();
   for (const row of rows) {
@@ -223,7 +223,7 @@ function asTags(rows) {
   };
 }
 
-/** The start of a time bucket, which comes in UTC: the day, or the hour and minute here. */
+/** The start of a time bucket, which is in UTC: its day, or its hour and minute in local time. */
 function labelOf(time, { timeDimension: { granularity } }) {
   if (["hour", "minute"].includes(granularity)) {
     const clock = { hour: "2-digit", minute: "2-digit" };

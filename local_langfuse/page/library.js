@@ -1,4 +1,4 @@
-// What is kept beside the traces: prompts with their versions, datasets, and experiments side by side.
+// What is stored besides traces: prompts with their versions, datasets, and experiments side by side.
 
 import { EVER, all, countAll, get, pages } from "./api.js";
 import {
@@ -8,7 +8,7 @@ import {
 
 // Prompts
 
-const VERSIONS = 50; // listed beside the one that is read
+const VERSIONS = 50; // listed next to the open one
 const DIFFERENCE_CELLS = 4_000_000;
 
 const labels = (row) => row.labels.map((label) => chip(label, label === "production" ? "accent" : ""));
@@ -82,7 +82,7 @@ function asText(text) {
 
 /** The lines of two texts as [" ", "-" or "+", line], by their longest common subsequence. */
 function difference(before, after) {
-  if (before.length * after.length > DIFFERENCE_CELLS) { // too long to be compared here
+  if (before.length * after.length > DIFFERENCE_CELLS) { // too long to compare here
     return [...before.map((line) => ["-", line]), ...after.map((line) => ["+", line])];
   }
   const common = Array.from({ length: before.length + 1 }, () => new Uint16Array(after.length + 1));
@@ -121,7 +121,7 @@ const experimentTable = (runs, baseline) => table("Experiments", [
   ["Scores", (run) => scoreChips(run.scores, run === baseline ? [] : baseline?.scores), "tags"],
 ], runs, (run) => run.id);
 
-/** Scores, each with whether it is above or below that of the same name in the baseline. */
+/** Scores, each marked as above or below the baseline's score of the same name. */
 function scoreChips(scores, baseline = []) {
   return scores.map((score) => {
     const before = baseline.find((one) => one.name === score.name)?.value;
@@ -131,7 +131,7 @@ function scoreChips(scores, baseline = []) {
   });
 }
 
-/** What is asked again and again: whether spans or scores came in, or a dataset or its items changed. */
+/** What to ask again and again: are there new spans or scores, did a dataset or its items change? */
 const ask = async (datasetName) => [
   await countAll(),
   await pages("v2/datasets"),
@@ -177,7 +177,7 @@ export async function experiments() {
   });
 }
 
-/** A dataset with its experiments: item by item, the baseline first, and whether the others are above or below it. */
+/** A dataset and its experiments, item by item: the baseline first, then how the others compare with it. */
 async function compared(dataset, runs, asked) {
   const first = runs.find((run) => run.id === asked) ?? runs.at(-1);
   const query = new URLSearchParams(location.search).get("compare");

@@ -28,13 +28,13 @@ export async function sessions(id) {
     const read = (ask) => inParts([...turns.keys()], (ids) => ask([among("sessionId", ids)]));
     const count = (filters) => read((these) => metrics("observations", ["count count"],
       { by: ["sessionId"], filters: [...filters, ...these], top: "count count" }));
-    if (cursor && data.length) { // a session stands where its last turn is: perhaps on a page before
+    if (cursor && data.length) { // a session is listed at its last turn, which may be on an earlier page
       const newer = where("datetime", "startTime", ">", data[0].startTime);
       for (const { sessionId } of await count([IS_ROOT, newer])) turns.delete(sessionId);
     }
     if (!data.length) {
       return show(title("Sessions"), nothing("No sessions yet", "python 02_trace_llm_calls.py",
-        "A session is a conversation: traces that carry the same session id. Lesson 2 stores one."));
+        "A session is a conversation: traces with the same session id. Lesson 2 stores one."));
     }
     const known = { turns, next: meta.cursor };
     if (!isDrawn) show(...sessionList(known));
@@ -116,7 +116,7 @@ export async function users(id) {
     const costliest = rows.filter((row) => row.userId).slice(0, SHOWN);
     if (!costliest.length) {
       return show(title("Users"), nothing("No users yet", "python 02_trace_llm_calls.py",
-        "A user is whom a trace was made for: its user id. Lesson 2 stores one."));
+        "A user is the person that a trace is about, named by its user id. Lesson 2 stores one."));
     }
     const known = { rows: costliest, note: usersNote(rows, costliest) };
     if (!isDrawn) show(...userList(known));
@@ -127,16 +127,16 @@ export async function users(id) {
 
 /** What the list leaves out, and why. */
 function usersNote(rows, costliest) {
-  const others = "For any other, filter the traces by user.";
+  const others = "To see any other, filter the traces by user.";
   if (rows.length === MOST) {
-    return `The ${costliest.length} costliest are shown. There are more than the Metrics API counts in one answer, `
-      + `which is ${whole(MOST)}. ${others}`;
+    return `The ${costliest.length} costliest are shown. There are more than the ${whole(MOST)} that the Metrics API `
+      + `returns in one answer. ${others}`;
   }
   const count = rows.filter((row) => row.userId).length;
   return count > costliest.length ? `The ${costliest.length} costliest of ${count} users are shown. ${others}` : null;
 }
 
-/** Model calls and traces of these users, and who of them has calls of unknown cost. */
+/** Model calls and traces of these users, and which of the users have calls of unknown cost. */
 async function callsAndTraces(ids) {
   const read = (ask) => inParts(ids, (part) => ask([among("userId", part)]));
   const count = (filter) => read((these) => metrics("observations", ["count count"],
@@ -163,8 +163,8 @@ function userList({ rows, note, calls, roots, unknown, isAll = true }) {
       ["Traces", (row) => countText(roots, row.userId), "number"],
     ], rows, (row) => row.userId),
     note && h("p", { class: "quiet" }, note),
-    !isAll && h("p", { class: "quiet" }, `The newest ${whole(MOST)} calls without a cost were looked at: `
-      + "an older one of unknown cost is not marked."),
+    !isAll && h("p", { class: "quiet" }, `Only the newest ${whole(MOST)} calls without a cost were checked: `
+      + "older ones of unknown cost are not marked."),
   ];
 }
 

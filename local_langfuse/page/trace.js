@@ -1,4 +1,4 @@
-// One trace: its observations as a tree and a timeline, and all that is stored of the chosen one.
+// One trace: its observations as a tree and a timeline, and everything stored about the chosen one.
 
 import { all, is, observations } from "./api.js";
 import {
@@ -7,16 +7,16 @@ import {
 } from "./base.js";
 
 const FIELDS = "core,basic,time,model,usage,prompt,metrics,trace_context";
-const BARS = 74; // percent of the column, so that the duration fits behind each bar
+const BARS = 74; // percent of the column, so that the duration fits after each bar
 const LEAST = 0.4;
-const METADATA_LENGTH = 200; // longer values are sent only when asked for by their key
+const METADATA_LENGTH = 200; // longer values are cut, unless you ask for them by key
 
 export async function trace(id) {
   const folded = new Set();
   let rows = [];
   let scores = [];
   let chosen = new URLSearchParams(location.search).get("observation");
-  let full = null; // input, output and metadata of the chosen one, or still of the one before
+  let full = null; // input, output and metadata of the chosen one, or still of the previous one
 
   const draw = () => {
     const root = rows.find((row) => row.isRootObservation) ?? rows[0];
@@ -59,7 +59,7 @@ export async function trace(id) {
     let { data: [answer] } = await ask();
     const cut = Object.entries(answer?.metadata ?? {}).filter(([, value]) => value?.length === METADATA_LENGTH);
     if (cut.length) ({ data: [answer] } = await ask({ expandMetadata: cut.map(([key]) => key).join() }));
-    if (wanted !== chosen || !answer) return; // another was chosen meanwhile, or this one was deleted
+    if (wanted !== chosen || !answer) return; // another one was chosen in the meantime, or this one was deleted
     full = answer;
     draw();
   };
@@ -99,7 +99,7 @@ export async function trace(id) {
     else if (row) choose(row.id);
   };
 
-  const ask = () => Promise.all([ // small, beside what is drawn
+  const ask = () => Promise.all([ // small, compared with what is drawn
     all("v2/observations", { traceId: id, limit: 1000, fields: "core,time" }),
     all("v3/scores", { traceId: id, limit: 100, fields: "details,subject" }),
   ]);
@@ -109,11 +109,11 @@ export async function trace(id) {
     rows = await all("v2/observations", { traceId: id, limit: 1000, fields: FIELDS });
     if (!rows.length) {
       return show(title("No such trace"), h("p", {}, "Nothing is stored for ", h("code", {}, id),
-        ". The lesson may have sent it elsewhere, or another database is served."));
+        ". The lesson may have sent it elsewhere, or this page may show a different file."));
     }
     rows = flattened(rows.toSorted((a, b) => ms(a.startTime) - ms(b.startTime))).map(([row]) => row);
     if (!rows.some((row) => row.id === chosen)) chosen = (rows.find((row) => row.isRootObservation) ?? rows[0]).id;
-    if (!visible(rows, folded).some(([row]) => row.id === chosen)) folded.clear(); // it came to be below a folded one
+    if (!visible(rows, folded).some(([row]) => row.id === chosen)) folded.clear(); // it is now below a folded one
     draw();
     if (isNew) chosenItem().scrollIntoView({ block: "nearest" });
     isNew = false;
@@ -123,7 +123,7 @@ export async function trace(id) {
 
 const chosenItem = () => document.querySelector("[role=treeitem][aria-selected=true]");
 
-/** Observations as [row, depth, number of children], parents first; also those in a circle. */
+/** Observations as [row, depth, number of children], parents first; even if they form a cycle. */
 function flattened(rows) {
   const ids = new Set(rows.map((row) => row.id));
   const below = Map.groupBy(rows, (row) => (ids.has(row.parentObservationId) ? row.parentObservationId : ""));
@@ -145,7 +145,7 @@ function flattened(rows) {
   return flat;
 }
 
-/** The same without what is below a folded one. */
+/** The same, without anything below a folded one. */
 function visible(rows, folded) {
   let hidden = Infinity; // deeper than this
   return flattened(rows).filter(([row, depth]) => {

@@ -9,7 +9,7 @@ import {
 } from "./base.js";
 
 const PAGE = 50;
-const FEW = 200; // observations: more are found soon enough on the way
+const FEW = 200; // observations: if there are more, the normal search finds them soon enough
 const TYPING_MS = 400;
 const NUMBER = String.raw`\s*[<>]?=?\s*\$?\d*\.?\d+\s*`;
 const FILTERS = {
@@ -63,10 +63,10 @@ export async function traces() {
     isDrawn = true;
     if (!rows.length && !isFiltered && !cursor) {
       return show(title("Traces"), nothing("Nothing is stored yet", "python 01_langfuse_setup.py",
-        "Run the first lesson in another terminal: its trace appears here by itself."));
+        "Run the first lesson in another terminal: its trace will appear here by itself."));
     }
     draw(
-      list(rows) || h("p", { class: "quiet" }, "No trace fits these filters."),
+      list(rows) || h("p", { class: "quiet" }, "No trace matches these filters."),
       foot(
         h("span", {}, `${rows.length} shown`),
         cursor ? h("a", { href: withQuery(path("traces"), asked) }, "← Newest") : null,
@@ -98,7 +98,7 @@ function filterForm(asked) {
       apply(event.currentTarget);
     },
     oninput: (event) => applySoon(event.currentTarget),
-  }, fields, h("button", { hidden: "" }, "Apply")); // without a button, Enter would not submit so many fields
+  }, fields, h("button", { hidden: "" }, "Apply")); // without a button, Enter would not submit several fields
   return h("details", { class: "filter", open: count || innerWidth > 700 ? "" : null },
     h("summary", {}, count ? `Filters (${count})` : "Filters"), form);
 }
@@ -129,12 +129,12 @@ function applySoon(form) {
   }, TYPING_MS);
 }
 
-// The search: root by root, the newest first, so that each trace has one place on one page. What is asked of the root
-// itself, the API filters; what is asked of any observation, or of a sum, a sieve finds out for many traces at once.
+// The search goes from root to root, newest first, so that each trace has one place on one page. The API checks the
+// conditions on the root itself. A sieve checks those on any observation, or on a sum, for many traces at once.
 
 /**
- * Return a page of traces that fit, and the cursor of the next; `progress(rows, roots looked at, the last of them)` is
- * called on the way.
+ * Return a page of traces that match, and the cursor of the next page. On the way, call
+ * `progress(rows, roots looked at, the last of them)`.
  */
 async function findTraces(asked, cursor, progress) {
   const sieves = sievesFor(asked);
@@ -157,7 +157,7 @@ async function findTraces(asked, cursor, progress) {
     rows.push(...await summedUp(taken));
     const isCut = taken.length < found.length;
     next = isCut ? await cursorAfter(root, begin, data, taken.at(-1)) : meta.cursor;
-    // What is so rare that it is not among the newest is asked for in the whole database at once.
+    // Something so rare that it is not among the newest is looked up in the whole database at once.
     if (begin === cursor && next && rows.length < PAGE) root = [...root, ...inTraces(await few(sieves))];
     size = Math.min(2 * size, MOST);
   } while (next && rows.length < PAGE);
@@ -189,15 +189,15 @@ function rootConditions({ from, to, name, user, session, environment, tag, laten
   return conditions.filter(Boolean);
 }
 
-/** "2" and ">2" are at least 2, "<2" is less. */
+/** "2" and ">2" mean at least 2, and "<2" means less. */
 function comparison(text) {
   const [, sign, number] = /([<>]?)=?\s*\$?([\d.]+)/.exec(text);
   return [sign === "<" ? "<" : ">=", Number(number)];
 }
 
 /**
- * A sieve is given trace ids and returns those that fit. Given null it returns all that fit in the whole database, or
- * null where they are many.
+ * A sieve takes trace ids and returns those that match. Given null, it returns all that match in the whole database,
+ * or null if there are many.
  */
 function sievesFor({ text, level, tokens, cost }) {
   const ofLevel = level ? [among("level", [level])] : [];
@@ -214,7 +214,7 @@ function sievesFor({ text, level, tokens, cost }) {
 
 const inTraces = (ids) => (ids ? [among("traceId", ids)] : []);
 
-/** Traces with an observation for which one of `seeks`, lists of conditions, holds. */
+/** Traces with an observation that meets one of `seeks`; each of these is a list of conditions. */
 async function tracesWith(seeks, ids) {
   const found = [];
   for (const seek of seeks) {
@@ -243,20 +243,20 @@ async function tracesOfUnknownCost(ids) {
   return isAll ? unique(rows.filter((row) => !isPriced(row)).map((row) => row.traceId)) : null;
 }
 
-/** An unknown cost is not less than another; to the Metrics API it is 0. */
+/** An unknown cost is not less than a known one, but the Metrics API counts it as 0. */
 async function tracesOfKnownCost(ids) {
   const unknown = ids && await tracesOfUnknownCost(ids);
   return ids && ids.filter((id) => !unknown.includes(id));
 }
 
-/** The cursor behind a row of `data`: that of a shorter page, without what has been stored since. */
+/** The cursor after a row of `data`: that of a shorter page, without anything stored since. */
 async function cursorAfter(root, begin, data, last) {
   const until = where("datetime", "startTime", "<=", data[0].startTime);
   const query = { limit: data.indexOf(last) + 1, cursor: begin, fields: "core" };
   return (await observations([...root, until], query)).meta.cursor;
 }
 
-/** The traces of these roots with what they come to; a trace with several roots is at its first. */
+/** The traces of these roots with their totals; a trace with several roots is listed at its first. */
 async function summedUp(taken) {
   if (!taken.length) return [];
   const ids = unique(taken.map((row) => row.traceId));
