@@ -1,5 +1,6 @@
 """Run what a reader runs: each script as a process of its own, with its own database."""
 
+import atexit
 import gzip
 import hashlib
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
+from forking import Forks
 
 import local_langfuse
 from common.settings import DEFAULTS, read_settings
@@ -100,6 +102,14 @@ def client_of(base_url: str) -> httpx.Client:
     return httpx.Client(base_url=base_url, auth=KEYS, trust_env=False, timeout=20, verify=False)
 
 
+@cache
+def forks() -> Forks:
+    """Return what runs the commands of this worker."""
+    started = Forks()
+    atexit.register(started.stop)
+    return started
+
+
 @dataclass
 class Desk:
     """A reader's desk: an empty environment, a database of its own, and a shell."""
@@ -124,7 +134,16 @@ class Desk:
         }
 
     def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run `python COMMAND` in the project's folder and return what it printed."""
+        """Run `python COMMAND` in the project's folder and return what it printed.
+
+        In a fork of a process that has imported the libraries, where that can be one.
+        """
+        if command[0] == "-c" or "REFUSE_SOCKETS" in env or not hasattr(os, "fork"):
+            return self.run_fresh(*command, **env)
+        return forks().run([*command], self.environment(**env), str(TOP), 180)
+
+    def run_fresh(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Do the same in a process of its own."""
         return subprocess.run(
             [sys.executable, *command],
             cwd=TOP,
@@ -206,10 +225,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Callable
         folder = tmp_path_factory.mktemp("run")
         if time == 1:
             desk = Desk(folder, vocabulary)
-            return Ran(desk, desk.run(lesson))
+            return Ran(desk, desk.run_fresh(lesson))
         desk = run(lesson, 1).desk.copied_to(folder)
         with desk.serving():
-            return Ran(desk, desk.run(lesson))
+            return Ran(desk, desk.run_fresh(lesson))
 
     return run
 
