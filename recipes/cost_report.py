@@ -1,8 +1,8 @@
 """Report what your calls cost, and check the report against a ledger of your own.
 
-A dashboard adds up whatever reached it. If some calls were lost, or a price in its list is
-wrong, the total still looks fine. Keep a second account where the calls are made, and compare
-the two before anybody pays by them: the exit status is 1 when they differ.
+A dashboard adds up whatever reached it. If calls were lost, or a price in its list is wrong,
+the total still looks fine. Keep a second account where the calls are made, and compare the
+two before anybody pays by them. The exit status is 1 where they differ.
 
 Run it:
 
