@@ -195,8 +195,7 @@ def main() -> None:
     make_calls(OpenAI(timeout=60), ledger, run)
     show_table(COLUMNS[1:], [(name, n, usd_text(usd)) for name, (n, usd) in ledger.items()])
     if not tracing_is_on():
-        show_line("  No report: tracing is off.")
-        return
+        return show_line("  No report: tracing is off.")
     langfuse.flush()
     show_section("2. Does Langfuse say the same?")
     made = sum(calls for calls, _ in ledger.values())

@@ -1,13 +1,11 @@
 """Report whether the answers are good, and fail when they are not.
 
-Ratings sit in one place, costs in another, and a new prompt went live on Tuesday. Nobody can
-say whether it helped, what a solved problem costs, or whether the judge that grades every
-answer agrees with people. All of it is stored; this puts it together.
+Ratings sit in one place, costs in another. Nobody can say whether the new prompt helped, what a
+solved problem costs, or whether the judge agrees with people. This puts it together.
 
 Run it:
 
-    python -m recipes.quality_report
-    python -m recipes.quality_report --min-rating 0.6 --min-resolution 0.5
+    python -m recipes.quality_report  # or with --min-rating 0.6 --min-resolution 0.5
 
 Without a limit, simulated customers ask first. With one it only reads, and the exit status is
 1 below a limit, or 2 when it cannot tell. The traces:
@@ -22,14 +20,14 @@ Try next: give both PROMPTS the same text, set LOCAL_LANGFUSE_DB to the name of 
 run. The ratings of the two groups still differ: that much is chance.
 """
 
-import hashlib
 import json
 import os
 import uuid
 from collections import defaultdict
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from itertools import cycle, islice
+from hashlib import sha256
 from statistics import fmean
 from typing import Any
 
@@ -50,7 +48,7 @@ from recipes import Arguments
 PROMPT = "answer-shop-question"
 PROMPTS = {  # by label
     "production": "Answer in one sentence, only from these passages:\n{{passages}}",
-    "candidate": 'Answer briefly, or say "The handbook does not say.":\n{{passages}}',
+    "candidate": 'Answer only from the passages, or say "The handbook does not say.":\n{{passages}}',
 }
 QUESTIONS = {  # and the words that a good answer contains
     "Can I return shoes after 20 days?": "30 days",
@@ -73,8 +71,7 @@ Values = dict[str, float]  # of a score, by trace, session or day
 
 def label_for(user_id: str) -> str:
     """Return the label this user is served: half of all users get `candidate`."""
-    digest = hashlib.sha256(f"{PROMPT}/{user_id}".encode()).digest()
-    return "candidate" if digest[0] < 128 else "production"
+    return "candidate" if sha256(f"{PROMPT}/{user_id}".encode()).digest()[0] < 128 else "production"
 
 
 @observe(name="answer-question", as_type="chain", capture_input=False, capture_output=False)
@@ -97,25 +94,20 @@ def answer_question(client: OpenAI, question: str, label: str) -> tuple[str, str
     return answer, get_client().get_current_trace_id() or ""
 
 
-# %% 2. Simulate the customers who rate
-#
-# A rule rates here. It reads the answer and does not know which version wrote it, so either
-# can win. A conversation is resolved when its last answer was liked.
-
-
 def simulate_customers(langfuse: Langfuse, client: OpenAI) -> set[str]:
     """Let each customer ask twice and rate; return the ids of all traces and sessions.
 
+    The rule that rates does not know which version wrote an answer, so either can win.
     In Langfuse: open Prompts, and move a label to another version: its group gets that one.
     """
     for label, text in PROMPTS.items():
         if not langfuse.api.prompts.list(name=PROMPT, label=label).data:
             langfuse.create_prompt(name=PROMPT, prompt=text, labels=[label])
-    score, sent, asked = langfuse.create_score, set[str](), cycle(QUESTIONS)
+    score, sent, asked = langfuse.create_score, set[str](), iter([*QUESTIONS] * 4)
     for user in CUSTOMERS:
         session = f"quality-{user}-{uuid.uuid4().hex[:8]}"
         with propagate_attributes(user_id=user, session_id=session, tags=["simulated"]):
-            for question in islice(asked, 2):
+            for question in (next(asked), next(asked)):
                 answer, trace = answer_question(client, question, label_for(user))
                 right = QUESTIONS[question] in answer
                 liked = 1.0 if right else 0.25 if "does not say" in answer else 0.0
@@ -126,7 +118,7 @@ def simulate_customers(langfuse: Langfuse, client: OpenAI) -> set[str]:
     return sent
 
 
-# %% 3. Read back what is stored
+# %% 2. Read back what is stored
 #
 # Langfuse averages the scores. Costs are read call by call: a sum from the server leaves out
 # calls whose cost is unknown, and does not say so. Prompts are compared by version, since a
@@ -166,10 +158,9 @@ def read_calls(langfuse: Langfuse) -> list[Any]:
 
 def missing(langfuse: Langfuse, sent: set[str]) -> set[str]:
     """Return which of these sessions and traces cannot be read back yet, with their scores."""
-    called, rated = {c.trace_id for c in read_calls(langfuse)}, ask_scores(langfuse, "user-rating")
-    labelled = ask_scores(langfuse, "reviewed-correct").keys()
-    resolved = ask_scores(langfuse, "resolved", "sessionId").keys()
-    return sent - (called & rated.keys() & labelled) - resolved
+    stored = [set(ask_scores(langfuse, name)) for name in ("user-rating", "reviewed-correct")]
+    traces = {call.trace_id for call in read_calls(langfuse)}.intersection(*stored)
+    return sent - traces - ask_scores(langfuse, "resolved", "sessionId").keys()
 
 
 def cost_of_all(calls: list[Any], count: float) -> str:
@@ -180,23 +171,21 @@ def cost_of_all(calls: list[Any], count: float) -> str:
     return console.usd_text(sum(Decimal(str(cost["total"])) for cost in costs) / Decimal(count))
 
 
-def compare_versions(calls: list[Any], ratings: Values) -> list[tuple[object, ...]]:
-    """Return for each version its customers, rating, answers, and USD per answer.
+def compare_versions(calls: list[Any], ratings: Values) -> Iterator[tuple[object, ...]]:
+    """Yield for each version its customers, rating, answers, and USD per answer.
 
     In Langfuse: open the prompt, then Metrics: cost and scores of each version.
     """
-    rows: list[tuple[object, ...]] = []
     for version in sorted({call.prompt_version for call in calls}):
         own, by_user = [c for c in calls if c.prompt_version == version], defaultdict(list)
         for call in own:
             if call.trace_id in ratings:
                 by_user[call.user_id or call.trace_id].append(ratings[call.trace_id])
         rating = f"{fmean(map(fmean, by_user.values())):.3f}" if by_user else "none"
-        rows.append((version, len(by_user), rating, len(own), cost_of_all(own, len(own))))
-    return rows
+        yield version, len(by_user), rating, len(own), cost_of_all(own, len(own))
 
 
-# %% 4. Find out how far the judge can be trusted
+# %% 3. Find out how far the judge can be trusted
 #
 # A model can grade every answer; people cannot. So let people label some, let the judge grade
 # the same ones, and read where they disagree. A judge that always says yes agrees often.
@@ -236,45 +225,42 @@ def judge_answer(client: OpenAI, call: Any) -> Values:
     return {trace: float(right)}
 
 
-# %% 5. Report, and fail where quality is below a limit
+# %% 4. Report, and fail where quality is below a limit
 #
-# Cron, CI and a deployment all read an exit status. "Cannot tell" has one of its own: no rating
-# at all is not a good rating.
+# Cron and CI read the exit status. "Cannot tell" has its own: no rating is not a good rating.
 
 
 def report(langfuse: Langfuse, *, is_simulated: bool) -> dict[str, Values]:
     """Print all of the report; return what can have a limit."""
     if is_simulated:
-        client = OpenAI(timeout=60)
-        sent = simulate_customers(langfuse, client)
+        sent = simulate_customers(langfuse, OpenAI(timeout=60))
         langfuse.flush()
         with console.waiting("Waiting until every answer and score is stored"):
             if lost := poll(lambda: missing(langfuse, sent), until=lambda lost: not lost):
                 fail(f"Cannot tell: {len(lost)} answers or scores cannot be read back.", 2)
     show_section("1. Conversations and ratings")
     calls, resolved = read_calls(langfuse), ask_scores(langfuse, "resolved", "sessionId")
-    if resolved:
-        solved, own = sum(resolved.values()), [c for c in calls if c.session_id in resolved]
-        is_all = {call.session_id for call in own} == resolved.keys()
-        show_result("resolved", f"{solved:g} of {len(resolved)} conversations")
-        show_result("cost per resolved", cost_of_all(own, solved * is_all))
+    solved, own = sum(resolved.values()), [c for c in calls if c.session_id in resolved]
+    is_all = {call.session_id for call in own} == resolved.keys()  # or some were not read
+    show_result("resolved", f"{solved:g} of {len(resolved)} conversations")
+    show_result("cost per resolved", cost_of_all(own, solved * is_all))
     for day, average in ask_scores(langfuse, "user-rating", "time_dimension").items():
         show_result(f"rating {day[:10]}", f"{average:.3f} on average, from 0 to 1")
     show_section(f"2. Versions of the prompt {PROMPT}")
     ratings = ask_scores(langfuse, "user-rating")
     calls = [call for call in calls if call.prompt_name == PROMPT]
     columns = ("version", "customers", "rating", "answers", "USD per answer")
-    show_table(columns, compare_versions(calls, ratings))
+    show_table(columns, [*compare_versions(calls, ratings)])
     show_section("3. Does the judge agree with people?")
     people, judged = (ask_scores(langfuse, f"{by}-correct") for by in ("reviewed", "judged"))
     answers = {call.trace_id: call for call in calls if call.trace_id in people and call.output}
     for trace in answers.keys() - judged.keys() if is_simulated else ():
-        judged |= judge_answer(client, answers[trace])
+        judged |= judge_answer(OpenAI(timeout=60), answers[trace])
     both = answers.keys() & judged.keys()
     differ = sorted(trace for trace in both if people[trace] != judged[trace])
     show_result("they agree on", f"{len(both) - len(differ)} of {len(both)} labelled answers")
-    rows = [(*read_answer(answers[t])[::2], people[t], judged[t]) for t in differ]
-    show_table(("they disagree on", "answer", "people", "judge"), rows)
+    rows = [(*read_answer(answers[t])[::2], "no" if judged[t] else "yes") for t in differ]
+    show_table(("they disagree on", "answer", "right, say people"), rows)
     return {"min_rating": ratings, "min_resolution": resolved}
 
 
