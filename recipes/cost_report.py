@@ -195,7 +195,8 @@ def main() -> None:
     make_calls(OpenAI(timeout=60), ledger, run)
     show_table(COLUMNS[1:], [(name, n, usd_text(usd)) for name, (n, usd) in ledger.items()])
     if not tracing_is_on():
-        return show_line("  No report: tracing is off.")
+        show_line("  No report: tracing is off.")
+        return
     langfuse.flush()
     show_section("2. Does Langfuse say the same?")
     made = sum(calls for calls, _ in ledger.values())
@@ -205,8 +206,7 @@ def main() -> None:
             until=lambda sums: sum(calls for calls, _ in sums.values()) >= made,
         )
     compared = [*reconcile(ledger, stored)]
-    for verdict, said in compared:
-        show_result(verdict, said)
+    show_table(("they", "by model"), compared)
     if differ := [said for verdict, said in compared if verdict == "differ"]:
         fail(f"The accounts differ: {'; '.join(differ)}.", 1)
     show_line("  So no call was lost or counted twice, and the prices compared are the same.")

@@ -48,7 +48,7 @@ from recipes import Arguments
 PROMPT = "answer-shop-question"
 PROMPTS = {  # by label
     "production": "Answer in one sentence, only from these passages:\n{{passages}}",
-    "candidate": 'Answer only from the passages, or say "The handbook does not say.":\n{{passages}}',
+    "candidate": 'Answer only from these, or say "The handbook does not say.":\n{{passages}}',
 }
 QUESTIONS = {  # and the words that a good answer contains
     "Can I return shoes after 20 days?": "30 days",
