@@ -31,9 +31,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Ran:
 
 def test_it_agrees_and_leaves_the_trees_that_it_promises(ran: Ran) -> None:
     assert (ran.process.returncode, ran.process.stderr) == (0, "")
+    promised = promised_trees((TOP / "recipes/cost_report.py").read_text())
     with ran.desk.serving() as client:
-        trees = stored_trees(client)
-    assert sorted(trees) == sorted(promised_trees((TOP / "recipes/cost_report.py").read_text()))
+        assert sorted(stored_trees(client)) == sorted(promised)
     for words in (
         "not compared    shop-topics has 2 calls for USD unknown in the ledger, 2 for unknown",
         "no call was lost or counted twice, and the prices compared are the same.\n",
@@ -102,7 +102,6 @@ def test_a_model_that_one_list_lacks_is_left_out_by_name(ran: Ran, tmp_path: Pat
     assert re.search(said, again.stdout), again.stdout
 
 
-# What a process adds to the recipe: calls that Langfuse shows late, or never.
 LATE = """
 import functools
 from recipes import cost_report as r
@@ -120,8 +119,7 @@ def test_it_waits_for_a_server_that_is_late_and_names_what_is_lost(desk: Desk, r
     assert (late.returncode, late.stderr) == (0, "")
     [said, first] = (each[each.index("\n1. ") :] for each in (late.stdout, ran.process.stdout))
     assert said == first[: first.index("  written ")]
-    code = LATE.replace("else {}", 'else {"gpt-6-sol": (3, None)}').replace("> 2", "> 99")
-    lost = desk.run("-c", code)
+    lost = desk.run("-c", LATE.replace("{}", '{"gpt-6-sol": (3, None)}').replace("> 2", "> 99"))
     assert lost.returncode == 1
     assert re.search(r"gpt-6-sol has 4 calls for USD 0\.\d+ in the ledger, 3 for unk", lost.stderr)
     assert "shop-topics has 2 calls for USD unknown in the ledger, 0 for unknown" in lost.stderr
