@@ -15,7 +15,7 @@ from conftest import TOP, Desk, Ran, free_port, promised_trees, stored_observati
 from recipes import quality_report as recipe
 
 RECIPE = ("-m", "recipes.quality_report")
-SOURCE = "recipes/quality_report.py"
+SOURCE = TOP / "recipes/quality_report.py"
 REFUSING = str(Path(__file__).parent / "refuse_sockets")
 
 
@@ -24,8 +24,7 @@ class Store:
 
     def __init__(self, client: httpx.Client) -> None:
         self.nodes = stored_observations(client)
-        query = {"limit": "100", "fields": "subject"}
-        page = client.get("/api/public/v3/scores", params=query).json()
+        page = client.get("/api/public/v3/scores?limit=100&fields=subject").json()
         assert not page["meta"].get("cursor"), "one page is enough for one run"
         self.scores = page["data"]
 
@@ -33,13 +32,7 @@ class Store:
         return [node for node in self.nodes if node["name"] == name]
 
     def values(self, name: str) -> dict[str, float]:
-        """Return the value of each subject's score."""
         return {s["subject"]["id"]: s["value"] for s in self.scores if s["name"] == name}
-
-
-def read(desk: Desk) -> Store:
-    with desk.serving() as client:
-        return Store(client)
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +44,21 @@ def ran(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Ran:
 
 @pytest.fixture(scope="module")
 def store(ran: Ran) -> Store:
-    return read(ran.desk)
+    with ran.desk.serving() as client:
+        return Store(client)
 
 
 def report_of(output: str) -> list[str]:
-    """Return the lines of the report; the disagreements are in the order of random ids."""
-    return sorted(output[output.index("\n1. ") :].splitlines())
+    return sorted(output[output.index("\n1. ") :].splitlines())  # some are sorted by random ids
 
 
 def test_it_leaves_the_trees_that_it_promises(ran: Ran, store: Store) -> None:
     assert (ran.process.returncode, ran.process.stderr) == (0, "")
     with ran.desk.serving() as client:
-        trees = stored_trees(client)
-    assert sorted(trees) == sorted(promised_trees((TOP / SOURCE).read_text()))
+        assert sorted(stored_trees(client)) == sorted(promised_trees(SOURCE.read_text()))
     roots = [node for node in store.nodes if node["isRootObservation"]]
     assert {node["parentObservationId"] for node in roots} == {None}, "scores are joined by it"
-    answers = store.named("answer-question")
-    assert all(node["tags"] == ["simulated"] and node["sessionId"] for node in answers)
+    assert all(n["tags"] == ["simulated"] for n in store.named("answer-question"))
 
 
 def test_resolution_cost_and_ratings_are_those_of_the_stored_rows(ran: Ran, store: Store) -> None:
@@ -164,15 +155,15 @@ def test_it_waits_for_every_score_and_gives_up_with_a_status(ran: Ran, desk: Des
     assert report_of(late.stdout) == report_of(ran.process.stdout)
     lost = desk.run("-c", LATE.replace("< 5", "< 999"))
     assert lost.returncode == 2
-    said = r"Cannot tell: \d+ answers or scores cannot be read back\.\n"
-    assert re.fullmatch(said, lost.stderr), lost.stderr
+    assert re.fullmatch(r"Cannot tell: \d+ answers or scores cannot be .+\.\n", lost.stderr)
 
 
-def test_with_a_limit_it_only_reads_and_says_by_its_status(ran: Ran, tmp_path: Path) -> None:
+def test_with_a_limit_it_only_reads_and_says_by_its_status(
+    ran: Ran, store: Store, tmp_path: Path
+) -> None:
     desk = ran.desk.copied_to(tmp_path)
-    before = read(desk)
-    rating = fmean(before.values("user-rating").values())
-    share = fmean(before.values("resolved").values())
+    rating = fmean(store.values("user-rating").values())
+    share = fmean(store.values("resolved").values())
     elsewhere = {"name": "resolved", "value": 1, "dataType": "BOOLEAN", "sessionId": "elsewhere"}
     with desk.serving() as client:
         within = desk.run(*RECIPE, "--min-rating", f"{rating}", "--min-resolution", f"{share}")
@@ -188,7 +179,7 @@ def test_with_a_limit_it_only_reads_and_says_by_its_status(ran: Ran, tmp_path: P
     share = (10 * share + 1) / 11
     assert few.stderr == f"Below the limit: {share:.3f}, and min_resolution is 0.9.\n"
     assert "  cost per resolved    unknown\n" in few.stdout, "of one session no call is stored"
-    assert (len(after.nodes), len(after.scores)) == (len(before.nodes), len(before.scores))
+    assert (len(after.nodes), len(after.scores)) == (len(store.nodes), len(store.scores))
 
 
 def test_what_cannot_be_told_has_a_status_of_its_own(desk: Desk) -> None:
@@ -196,7 +187,8 @@ def test_what_cannot_be_told_has_a_status_of_its_own(desk: Desk) -> None:
     assert nothing.returncode == 2
     assert nothing.stderr == "Cannot tell: nothing is stored that --min-resolution needs.\n"
     assert "  cost per resolved    unknown\n" in nothing.stdout
-    assert read(desk).nodes == [], "a gate must not make its own good ratings"
+    with desk.serving() as client:
+        assert stored_observations(client) == [], "a gate must not make its own good ratings"
     keys = {"LANGFUSE_PUBLIC_KEY": "pk-lf-a", "LANGFUSE_SECRET_KEY": "sk-lf-a"}
     url = f"http://127.0.0.1:{free_port()}"
     dead = desk.run(*RECIPE, "--min-rating", "0", **keys, LANGFUSE_BASE_URL=url)
@@ -209,9 +201,8 @@ def test_what_cannot_be_told_has_a_status_of_its_own(desk: Desk) -> None:
 
 
 def call(cost: float | None, *, level: str = "DEFAULT", used: bool = True) -> Any:
-    usage = {"input": 1} if used else {}
     costs = {} if cost is None else {"total": cost}
-    return SimpleNamespace(cost_details=costs, usage_details=usage, level=level)
+    return SimpleNamespace(cost_details=costs, usage_details=used and {"input": 1}, level=level)
 
 
 def test_a_cost_is_unknown_as_soon_as_one_call_has_none() -> None:
