@@ -45,7 +45,7 @@ def explain_model(error: BaseException) -> str:
     elif "OpenAIError" in names:
         told = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
         said = f"{told}. Check OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL."
-    elif isinstance(error, _FORMLESS) and _model_is_foreign():
+    elif isinstance(error, _FORMLESS) and type(error) is not ValueError and _model_is_foreign():
         told = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
         frames = traceback.extract_tb(error.__traceback__)
         ours = [f for f in frames if f.filename.startswith(str(TOP)) and ".venv" not in f.filename]

@@ -138,7 +138,8 @@ class Desk:
 
         In a fork of a process that has imported the libraries, where that can be one.
         """
-        if command[0] == "-c" or "REFUSE_SOCKETS" in env or not hasattr(os, "fork"):
+        is_option = command[0].startswith("-") and command[0] != "-m"
+        if is_option or "REFUSE_SOCKETS" in env or not hasattr(os, "fork"):
             return self.run_fresh(*command, **env)
         return forks().run([*command], self.environment(**env), str(TOP), 180)
 

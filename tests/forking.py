@@ -38,7 +38,9 @@ class Forks:
         )
         theirs.close()
 
-    def run(self, command: list[str], env: dict[str, str], cwd: str, seconds: float) -> Any:
+    def run(
+        self, command: list[str], env: dict[str, str], cwd: str, seconds: float
+    ) -> subprocess.CompletedProcess[str]:
         """Return what `subprocess.run` returns for `python COMMAND`."""
         asked = json.dumps({"command": command, "env": env, "cwd": cwd}).encode()
         with (

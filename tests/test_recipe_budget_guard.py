@@ -147,7 +147,7 @@ def test_without_tracing_it_guards_all_the_same(desk: Desk) -> None:
     ran = desk.run(*RECIPE, **off, REFUSE_SOCKETS="all", REFUSED_SOCKETS_FILE=str(refused))
     assert (ran.returncode, ran.stderr) == (0, "")
     assert len(costs_shown(ran.stdout)) == len(REFUSED.findall(ran.stdout)) == 4
-    assert "No trace: tracing is off" in ran.stdout
+    assert "Tracing is off and nothing is stored" in ran.stdout
     assert not refused.exists()
 
 

@@ -99,7 +99,7 @@ def test_versions_are_compared_in_ratings_and_cost(ran: Ran, store: Store) -> No
         usd = sum(call["costDetails"]["total"] for call in calls) / len(calls)
         row = (number, len(by_user), f"{fmean(map(fmean, by_user.values())):.3f}", len(calls))
         shown = " +".join(re.escape(str(cell)) for cell in (*row, f"${usd:.6f}"))
-        assert re.search(rf"^  {shown} *$", ran.process.stdout, re.MULTILINE), shown
+        assert re.search(rf"^ +{shown} *$", ran.process.stdout, re.MULTILINE), shown
 
 
 def test_ratings_follow_the_answer_and_not_the_version(store: Store) -> None:

@@ -525,8 +525,8 @@ def test_the_guide_makes_every_secret_that_the_values_name(made: Made) -> None:
 def test_the_stores_are_yours_and_the_server_is_new_enough() -> None:
     for store in ("postgresql", "clickhouse", "redis", "s3"):
         assert VALUES[store]["deploy"] is False
-    lesson = (TOP / "01_langfuse_setup.py").read_text()
-    [oldest] = re.findall(r"^OLDEST_SERVER = \((\d+), (\d+)\)", lesson, flags=re.MULTILINE)
+    check = (TOP / "recipes" / "check_connection.py").read_text()
+    [oldest] = re.findall(r"^OLDEST_SERVER = \((\d+), (\d+)\)", check, flags=re.MULTILINE)
     tag = VALUES["langfuse"]["image"]["tag"]
     assert [int(part) for part in tag.split(".")[:2]] >= [int(part) for part in oldest]
     assert VALUES["langfuse"]["features"] == {"telemetryEnabled": False, "signUpDisabled": True}

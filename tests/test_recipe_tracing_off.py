@@ -82,15 +82,15 @@ def test_the_chat_goes_on_and_says_that_no_rating_is_stored(runs: dict[str, Ran]
     assert said[1] == "You can pay by card, bank transfer or invoice."
     assert said[2].startswith("Not stored: tracing is off")
     assert said[3] == "Goodbye."
-    assert said[5:] == ["No trace: tracing is off, or LANGFUSE_SAMPLE_RATE left it out."]
+    assert len(said) == 5, "and no trace after the heading"
 
 
 @pytest.mark.parametrize(
     ("recipe", "answer", "skipped", "times"),
     [
-        ("text_to_sql", "41                        up ", "No trace: tracing is off", 1),
+        ("text_to_sql", "  41 ", "Tracing is off and nothing is stored", 1),
         ("mask_and_sample", "Standard delivery takes", "Nothing is stored: tracing is off.", 1),
-        ("support_agent", "Order A-1042 was shipped", "No trace: tracing is off", 4),
+        ("support_agent", "Order A-1042 was shipped", "Tracing is off and nothing is stored", 1),
     ],
 )
 def test_answers_are_given_and_what_is_skipped_is_said(
