@@ -53,7 +53,9 @@ class Forks:
             status = int(self.ours.recv(10))
             out.seek(0)
             err.seek(0)
-            return subprocess.CompletedProcess(command, status, out.read(), err.read())
+            return subprocess.CompletedProcess(
+                [sys.executable, *command], status, out.read(), err.read()
+            )
 
     def stop(self) -> None:
         """End the process."""

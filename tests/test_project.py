@@ -163,7 +163,7 @@ def test_arrows_point_down_only() -> None:
 
 def test_common_is_small_and_has_no_circle() -> None:
     files = {path: imports_of(path) for path in SOURCES if path.parent.name == "common"}
-    assert sum(len(path.read_text().splitlines()) for path in files) <= 1015
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 1025
     TopologicalSorter({f"common.{path.stem}": needed for path, needed in files.items()}).prepare()
 
 
