@@ -70,8 +70,7 @@ def ask(instruction: str, question: str) -> str:
 def write_answer(client: OpenAI, question: str, passages: list[str], **parent: str) -> str:
     """Ask the model to answer from these passages.
 
-    In Langfuse: select `write-answer`. You see the messages as they were sent, the tokens,
-    and the price of this one call.
+    In Langfuse: select `write-answer` to see the messages as sent, the tokens and the cost.
     """
     response = client.chat.completions.create(
         name="write-answer",
@@ -126,8 +125,7 @@ def answer_with_block(client: OpenAI, question: str) -> str:
 def answer_by_hand(client: OpenAI, question: str) -> str:
     """Trace by hand: for callbacks and queues, where start and end are far apart.
 
-    In Langfuse: the same tree again. Nothing nests by itself here, and an observation that
-    you never `end()` never arrives.
+    In Langfuse: the same tree again. Without its `end()`, an observation never arrives.
     """
     root = get_client().start_observation(name="answer-question", as_type="chain", input=question)
     step = root.start_observation(name="find-passages", as_type="retriever", input=question)

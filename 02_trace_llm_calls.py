@@ -203,10 +203,9 @@ FUNCTIONS: dict[str, Callable[..., dict[str, str]]] = {"look_up_order": look_up_
 def run_tool(name: str, arguments: str) -> dict[str, str]:
     """Run the tool a model asked for; its mistakes become an answer that it can read.
 
-    In Langfuse: `look-up-order` has what the model wrote as input, and Status ERROR if that
-    did not fit. The name is ours: a model may write anything.
+    In Langfuse: the input is what the model wrote, and Status is ERROR if that did not fit.
     """
-    known = name.replace("_", "-") if name in FUNCTIONS else "unknown-tool"
+    known = name.replace("_", "-") if name in FUNCTIONS else "unknown-tool"  # a name of ours
     with get_client().start_as_current_observation(
         name=known, as_type="tool", input={"name": name, "arguments": arguments}
     ) as tool:

@@ -48,7 +48,7 @@ from langfuse.model import TextPromptClient
 from langfuse.openai import OpenAI
 
 from common.client import connect, tracing_is_on
-from common.console import show_answer, show_line, show_result, show_section, show_trace
+from common.console import show_answer, show_line, show_result, show_section, show_trace, waiting
 from common.readback import poll
 from common.retriever import handbook, search, words
 
@@ -333,7 +333,9 @@ def main() -> None:
         show_result(name, f"p95 {seconds * 1000:,.0f} ms")
     for name, message in failed_steps(langfuse, session_id):
         show_result(name, f"ERROR: {message}")
-    scored = poll(lambda: grounding_by_question(langfuse, session_id), until=lambda s: len(s) == 3)
+    with waiting("Waiting for the scores"):
+        read = partial(grounding_by_question, langfuse, session_id)
+        scored = poll(read, until=lambda found: len(found) == 3)
     for question, score in scored.items():
         show_result(f"grounding {score:.2f}", question)
 

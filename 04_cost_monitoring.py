@@ -313,15 +313,15 @@ def main() -> None:  # noqa: C901, PLR0912  a table of contents
         console.show_line("  Skipped, and section 6 too: with tracing off nothing is stored.")
         return
     langfuse.flush()
-    of_all = [{**RUN, "value": run}]
-    [row] = poll(
-        lambda: ask_metrics(langfuse, of_all, "count_count"),
-        until=lambda rows: int(rows[0]["count_count"]) >= sent,
-    )
+    of_run = [CALLS, {**RUN, "value": run}]
+    with console.waiting("Waiting until every call is stored"):
+        [row] = poll(
+            lambda: ask_metrics(langfuse, of_run[1:], "count_count"),
+            until=lambda rows: int(rows[0]["count_count"]) >= sent,
+        )
     show_result("stored", f"{row['count_count']} of {sent} observations")
     for owner, field in (("model", "providedModelName"), ("team", "tags"), ("user", "userId")):
         show_table((owner, "calls", "USD", "p95 ms"), cost_by(langfuse, run, field, owner))
-    of_run = [CALLS, {**RUN, "value": run}]
     for row in ask_metrics(langfuse, of_run, "count_count", by="level"):
         show_result(row["level"], f"{row['count_count']} of the calls")
     for name, count in calls_without_cost(langfuse, run).items():

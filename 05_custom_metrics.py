@@ -45,7 +45,7 @@ from langfuse.openai import OpenAI
 from pydantic import BaseModel, Field
 
 from common.client import connect, tracing_is_on
-from common.console import fail, show_answer, show_result, show_section, show_trace
+from common.console import fail, show_answer, show_result, show_section, show_trace, waiting
 from common.readback import poll
 from common.retriever import search
 
@@ -310,10 +310,11 @@ def main() -> None:
         return
     show_section("4. Read the scores back")
     sent = 2 * len(rated) + sum(map(len, judged.values()))
-    rows = poll(
-        lambda: score_statistics(langfuse, f"run:{run}"),
-        until=lambda rows: sum(count for _, count, *_ in rows) >= sent,
-    )
+    with waiting("Waiting for the scores"):
+        rows = poll(
+            lambda: score_statistics(langfuse, f"run:{run}"),
+            until=lambda rows: sum(count for _, count, *_ in rows) >= sent,
+        )
     show_result("stored", f"{sum(count for _, count, *_ in rows)} of {sent} scores")
     for name, count, average, lowest in rows:
         show_result(name, f"{count} scores, {average:.2f} on average, the lowest {lowest:.2f}")
