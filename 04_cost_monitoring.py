@@ -95,7 +95,7 @@ def write_answer(client: OpenAI, model: str, messages: Messages) -> str:
 
 
 def buckets_of(stored: list[ObservationV2]) -> Iterator[tuple[str, int, str]]:
-    """Yield bucket, tokens and USD. In Langfuse, hover over the cost to see the same."""
+    """Yield bucket, tokens and USD. In Langfuse, select a call to see the same."""
     for call in stored:
         costs = call.cost_details or {}
         for name, tokens in sorted((call.usage_details or {}).items()):
