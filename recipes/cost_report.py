@@ -168,9 +168,15 @@ def reconcile(ledger: Sums, stored: Sums) -> Iterator[tuple[str, str]]:
 
 def may_write(path: Path) -> bool:
     """Return whether a report can go there: over one of ours, or where nothing is yet."""
-    if not path.exists():
-        return path.parent.is_dir()
-    return path.is_file() and path.read_bytes().startswith(",".join(COLUMNS).encode() + b"\r\n")
+    try:
+        if not path.exists():
+            return path.parent.is_dir() and os.access(path.parent, os.W_OK)
+        if not path.is_file():  # a folder or a device, which may have no end
+            return False
+        is_ours = path.read_bytes().startswith(",".join(COLUMNS).encode() + b"\r\n")
+    except OSError:  # a file that may not be read, a name that is too long
+        return False
+    return is_ours and os.access(path, os.W_OK)
 
 
 def write_csv(path: Path, rows: list[tuple[str, str, int, str]]) -> None:
@@ -217,7 +223,10 @@ def main() -> None:
     for model, calls in calls_without_cost(langfuse, run).items():
         show_result("in no sum", f"{calls} calls of {model}, which have no cost")
     if path:
-        write_csv(path, rows)
+        try:
+            write_csv(path, rows)
+        except OSError as error:
+            fail(f"{path} was not written: {error.strerror}.", 1)
         show_result("written", path)
 
 

@@ -143,6 +143,8 @@ def test_a_cell_that_a_spreadsheet_would_run_is_written_as_text(tmp_path: Path) 
     assert may_write(tmp_path / "a.csv"), "a report of ours is replaced"
     assert not may_write(tmp_path)
     assert not may_write(tmp_path / "nowhere" / "a.csv")
+    assert not may_write(tmp_path / ("a" * 300))
+    assert not may_write(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("text", ["by,name\nday,it rained\n", ""])
