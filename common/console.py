@@ -160,7 +160,7 @@ def show_trace(trace_id: str = "") -> list[ObservationV2]:
     langfuse, given, trace_id = get_client(), trace_id, trace_id or last_trace_id()
     if not sent_count(trace_id) or (trace_id == _last["trace"] and not given):
         if os.environ.get("LANGFUSE_TRACING_ENABLED", "").lower() != "false":
-            show_line("  No trace: LANGFUSE_SAMPLE_RATE left it out.", "dim")
+            show_line("  No new trace was recorded.", "dim")
         return []
     _last["trace"] = trace_id
     with waiting("Reading the trace back"):
