@@ -3,7 +3,9 @@
 import importlib
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -286,3 +288,16 @@ def test_an_item_whose_task_fails_is_lost_though_others_get_better(lesson: str, 
     assert "better" in ran.stdout
     assert re.search(r"worse +How often do leather shoes need wax\?", ran.stdout)
     assert "The gate refuses" in ran.stderr
+
+
+@FIVE
+def test_a_rating_carries_the_time_of_the_click_by_which_the_later_one_wins(lesson: str) -> None:
+    sent: list[dict[str, Any]] = []
+    langfuse = SimpleNamespace(create_score=lambda **score: sent.append(score))
+    rate = importlib.import_module(lesson.removesuffix(".py")).rate_answer
+    clicks = [datetime(2026, 11, 28, 9, 0, second, tzinfo=UTC) for second in (1, 2)]
+    for stars, clicked_at in zip((3, 5), clicks, strict=True):
+        rate(langfuse, "trace", stars, clicked_at)
+    assert [score["timestamp"] for score in sent] == clicks
+    assert [score["value"] for score in sent] == [0.5, 1]
+    assert len({(score["score_id"], score["name"]) for score in sent}) == 1, "the same score"
