@@ -46,9 +46,10 @@ from common.retriever import search
 from recipes import Arguments
 
 PROMPT = "answer-shop-question"
-PROMPTS = {  # by label
+PROMPTS = {  # by label; they differ in one thing
     "production": "Answer in one sentence, only from these passages:\n{{passages}}",
-    "candidate": 'Answer only from these, or say "The handbook does not say.":\n{{passages}}',
+    "candidate": 'Answer in one sentence, only from these passages, or say "The handbook does not '
+    'say.":\n{{passages}}',
 }
 QUESTIONS = {  # and the words that a good answer contains
     "Can I return shoes after 20 days?": "30 days",
